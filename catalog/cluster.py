@@ -1,0 +1,140 @@
+"""A cluster that models are promoted to: one YAML file in catalog/clusters/."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from catalog.model import ModelSpec
+from catalog.spec import ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
+
+
+class Toleration(Spec):
+    """A taint of the node pool that Pods must tolerate, whatever its value."""
+
+    key: str
+    effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"] | None = None
+
+
+class NodePool(Spec):
+    """Nodes with GPUs. `gpus` per node; `max_nodes` is where the pool stops growing."""
+
+    name: ObjectName
+    instance_type: str
+    gpus: Annotated[int, Field(ge=1, le=16)]
+    gpu_product: str
+    max_nodes: PositiveInt
+    # What a Pod can get of one node (allocatable, not capacity): a Pod above it never schedules.
+    cpu: Quantity
+    memory: Quantity
+    hourly_usd: Annotated[float, Field(ge=0, strict=False)]
+    labels: dict[str, str]
+    tolerations: tuple[Toleration, ...] = ()
+    spot: bool = False
+
+
+class Storage(Spec):
+    """The volume with the weights: a ReadWriteMany claim in the cluster's namespace."""
+
+    claim: ObjectName
+    storage_class: str | None  # null: the claim binds to a volume made by hand
+    size: Quantity
+
+
+class Images(Spec):
+    """`jobs`: weights and load-test programs. `engine`: replaces the model's image, if given."""
+
+    jobs: str
+    engine: str | None = None
+    # Never: the images are on the nodes already (the lab, `kind load`); then a tag is enough.
+    pull_policy: Literal["IfNotPresent", "Never"] = "IfNotPresent"
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        for field in ("jobs", "engine"):
+            image = getattr(self, field)
+            if (
+                image
+                and self.pull_policy != "Never"
+                and not re.search(r"@sha256:[0-9a-f]{64}$", image)
+            ):
+                raise ValueError(
+                    f"{field}: {image!r} has no digest; pin it: <image>@sha256:<64 hex digits>"
+                )
+        return self
+
+
+class Prometheus(Spec):
+    """`address` as KEDA reaches it. `monitor_labels`: what its PodMonitor selector wants."""
+
+    address: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+$")]
+    scrape_seconds: PositiveFloat = 15.0
+    monitor_labels: dict[str, str] = {}
+
+
+class Keda(Spec):
+    """How often KEDA asks Prometheus, in seconds."""
+
+    polling_seconds: PositiveInt = 15
+
+
+class PoolError(Exception):
+    """No node pool of the cluster fits the model; the message says why, pool by pool."""
+
+
+class ClusterSpec(Spec):
+    """One cluster. `name` is the file's name without .yaml."""
+
+    name: ObjectName
+    context: str | None = None  # of the kubeconfig; null: its current one, or the Pod's own account
+    namespace: ObjectName
+    storage: Storage
+    images: Images
+    prometheus: Prometheus
+    keda: Keda = Keda()
+    hub_endpoint: str | None = None  # HF_ENDPOINT of the Jobs
+    node_pools: Annotated[tuple[NodePool, ...], Field(min_length=1)]
+    # What is not real here, e.g. ("gpu", "engine"): every record, report and table says so.
+    simulated: tuple[str, ...] = ()
+
+    @field_validator("hub_endpoint")
+    @classmethod
+    def _no_credentials(cls, url: str | None) -> str | None:
+        if url and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", url):
+            raise ValueError("write http(s)://host[:port][/path], without user or password")
+        return url
+
+    @field_validator("node_pools")
+    @classmethod
+    def _distinct(cls, pools: tuple[NodePool, ...]) -> tuple[NodePool, ...]:
+        names = [pool.name for pool in pools]
+        if len(set(names)) != len(names):
+            raise ValueError("two node pools have the same name")
+        return pools
+
+    def pool(self, model: ModelSpec) -> NodePool:
+        """The node pool that `model` asks for, or else the first that has its GPUs.
+
+        Raises PoolError when no pool of this cluster can take a replica of it.
+        """
+        refusals = []
+        for pool in self.node_pools:
+            if model.node_pool not in (None, pool.name):
+                refusals.append(f"{pool.name}: the model wants node_pool {model.node_pool}")
+            elif model.gpus.count > pool.gpus:
+                refusals.append(
+                    f"{pool.name}: a node has {pool.gpus} GPUs, gpus.count is {model.gpus.count}"
+                )
+            elif model.gpus.products and pool.gpu_product not in model.gpus.products:
+                refusals.append(
+                    f"{pool.name}: its GPUs are {pool.gpu_product}, gpus.products allows "
+                    f"{', '.join(model.gpus.products)}"
+                )
+            elif pool.spot and not model.spot:
+                refusals.append(f"{pool.name}: is a spot pool, the model has spot: false")
+            else:
+                return pool
+        raise PoolError(
+            f"no node pool of cluster {self.name} can take {model.name}: {'; '.join(refusals)}. "
+            f"Correct catalog/models/{model.name}.yaml or catalog/clusters/{self.name}.yaml."
+        )

@@ -1,0 +1,191 @@
+"""A model that can be promoted: one YAML file in catalog/models/, its name is the partition key."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from catalog.spec import HubRepo, ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
+
+# Set by the pipeline itself, from the fields named beside them: never in `args`.
+RESERVED_ARGS = {
+    "--model": "repo",
+    "--served-model-name": "served_name",
+    "--revision": "revision",
+    "--tokenizer-revision": "revision",
+    "--tensor-parallel-size": "gpus.count",
+    "-tp": "gpus.count",
+    "--port": "nothing: the Service expects 8000",
+    "--host": "nothing: the Pod listens on all its addresses",
+    "--shutdown-timeout": "rollout.drain_seconds",
+    "--api-key": "nothing: engines with a key are not supported yet",
+}
+
+
+class Gpus(Spec):
+    """GPUs of one replica. `products`: allowed values of the node label nvidia.com/gpu.product."""
+
+    count: Annotated[int, Field(ge=1, le=8)]
+    resource: str = "nvidia.com/gpu"
+    products: tuple[str, ...] = ()
+    # Refuses a GPU that is too small before the engine runs out of memory on it.
+    min_memory_mib: PositiveInt | None = None
+
+
+class Resources(Spec):
+    """CPU and memory of one replica: requests; memory is the limit too."""
+
+    cpu: Quantity
+    memory: Quantity
+    shm: Quantity = "1Gi"  # /dev/shm; 64Mi, the default of a container, breaks tensor parallel
+
+
+class Weights(Spec):
+    """Which files of the repository are fetched."""
+
+    allow: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    allow_pickle: bool = False
+    # Secret in the cluster's namespace with the key HF_TOKEN; only the Jobs see it.
+    token_secret: ObjectName | None = None
+
+
+class KnownAnswer(Spec):
+    """A prompt for the smoke test. The answer must contain `expect`, ignoring case."""
+
+    prompt: Annotated[str, StringConstraints(min_length=1)]
+    expect: Annotated[str, StringConstraints(min_length=1)]
+    max_tokens: PositiveInt = 64
+
+
+class Traffic(Spec):
+    """The load that the benchmark offers. `rates`: the ladder, req/s for one replica."""
+
+    arrival: Literal["poisson", "constant", "gamma"] = "poisson"
+    gamma_shape: PositiveFloat = 1.0
+    prompt_tokens: PositiveInt
+    output_tokens: PositiveInt
+    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    step_seconds: PositiveFloat = 60.0
+    warmup_seconds: PositiveFloat = 10.0
+    timeout_seconds: PositiveFloat = 60.0
+    seed: int = 1
+
+    @field_validator("rates")
+    @classmethod
+    def _ascending(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if list(rates) != sorted(set(rates)):
+            raise ValueError("the ladder must ascend, each rate once")
+        return rates
+
+
+class Slo(Spec):
+    """What one replica must keep while it takes `required_rate` requests/s."""
+
+    ttft_p95_ms: PositiveFloat
+    itl_p95_ms: PositiveFloat
+    error_rate: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
+    # Share of requests that must meet every limit; 0.95 makes the two limits p95s.
+    attainment: Annotated[float, Field(gt=0, lt=1, strict=False)] = 0.95
+    required_rate: PositiveFloat
+
+
+class Scaling(Spec):
+    """Bounds of the replicas, and how fast traffic grows (req/s per s) at worst."""
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: PositiveInt
+    growth: Annotated[float, Field(ge=0, strict=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})"
+            )
+        return self
+
+
+class RolloutPolicy(Spec):
+    """How a candidate comes up, in seconds.
+
+    `auto` takes blue_green where a spare GPU is free, else recreate (with an outage, which is
+    stated before it starts). The start-up budget is weight bytes / measured read throughput,
+    within start_seconds_min..max.
+    """
+
+    strategy: Literal["auto", "blue_green", "recreate"] = "auto"
+    start_seconds_min: PositiveInt = 300
+    start_seconds_max: PositiveInt = 3600
+    soak_seconds: PositiveFloat = 30.0
+    drain_seconds: PositiveInt = 120
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.start_seconds_min > self.start_seconds_max:
+            raise ValueError("start_seconds_min is above start_seconds_max")
+        return self
+
+
+class ModelSpec(Spec):
+    """One model. `name` is the file's name without .yaml."""
+
+    name: Annotated[
+        str,
+        StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=40),
+    ]
+    repo: HubRepo
+    revision: Annotated[str, StringConstraints(min_length=1)]
+    served_name: Annotated[str, StringConstraints(min_length=1)]
+    image: str
+    gpus: Gpus
+    resources: Resources
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    chat: bool = True
+    weights: Weights = Weights()
+    smoke: Annotated[tuple[KnownAnswer, ...], Field(min_length=1)]
+    traffic: Traffic
+    slo: Slo
+    scaling: Scaling
+    rollout: RolloutPolicy = RolloutPolicy()
+    node_pool: str | None = None
+    spot: bool = False
+
+    @property
+    def object_name(self) -> str:
+        """The name as Kubernetes objects carry it: a Service's name may have no dots."""
+        return self.name.replace(".", "-")
+
+    @field_validator("image")
+    @classmethod
+    def _pinned(cls, image: str) -> str:
+        if not re.search(r"@sha256:[0-9a-f]{64}$", image):
+            raise ValueError(f"{image!r} has no digest; pin it: <image>@sha256:<64 hex digits>")
+        return image
+
+    @field_validator("args")
+    @classmethod
+    def _not_reserved(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+        for arg in args:
+            flag = arg.partition("=")[0]
+            if flag in RESERVED_ARGS:
+                raise ValueError(f"{flag} is set by the pipeline, from {RESERVED_ARGS[flag]}")
+        return args
+
+    @field_validator("env")
+    @classmethod
+    def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
+        for key in env:
+            if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key):
+                raise ValueError(f"{key}: secrets don't belong into the catalog")
+        return env
+
+    @model_validator(mode="after")
+    def _ladder_reaches_slo(self) -> Self:
+        if self.slo.required_rate > self.traffic.rates[-1]:
+            raise ValueError(
+                f"slo.required_rate ({self.slo.required_rate}) is above the last of "
+                f"traffic.rates ({self.traffic.rates[-1]}), so it would never be measured"
+            )
+        return self

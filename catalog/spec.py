@@ -1,0 +1,32 @@
+"""The base of every spec, and the field types that specs share."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+
+class Spec(BaseModel):
+    """Frozen, strict (no "1" for 1), and closed: an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+# RFC 1123 label, at most 40 characters: slot and hash suffixes must still fit into 63.
+ObjectName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)
+]
+# A model's name ends in Service names and Jobs, and may have dots (llama-3.1-8b-instruct).
+HubRepo = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=False)]
+
+
+def _is_quantity(value: str) -> str:
+    import re
+
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", value):
+        raise ValueError(f"{value!r} is no Kubernetes quantity, write e.g. '500m', '4' or '24Gi'")
+    return value
+
+
+Quantity = Annotated[str, AfterValidator(_is_quantity)]
