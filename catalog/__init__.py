@@ -10,5 +10,6 @@ __all__ = [
     "ClusterSpec",
     "ModelSpec",
     "NodePool",
+    "PoolError",
     "load_catalog",
 ]

@@ -1,0 +1,114 @@
+"""A wrong catalog file is refused with file, line, field and what is allowed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from catalog import CatalogError, PoolError, load_catalog
+from catalog.load import HERE
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for kind in ("models", "clusters"):
+        shutil.copytree(HERE / kind, tmp_path / kind)
+    return tmp_path
+
+
+def edit(folder: Path, file: str, old: str, new: str) -> int:
+    """Replace `old` once; returns the line, from 1, on which it stood."""
+    path = folder / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return text[: text.index(old)].count("\n") + 1
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CatalogError) as caught:
+        load_catalog(folder)
+    return str(caught.value)
+
+
+def test_the_catalog_of_this_repository_loads() -> None:
+    catalog = load_catalog()
+    assert {"smollm2-135m", "llama-3.1-8b-instruct", "qwen2.5-32b-instruct"} <= set(catalog.models)
+    assert {"lab", "lab-vllm", "eks-example", "gke-example"} <= set(catalog.clusters)
+
+
+@pytest.mark.parametrize("value", ["0.5", "0", '"1"', "-1", "9"])
+def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value: str) -> None:
+    line = edit(folder, "models/smollm2-135m.yaml", "count: 1", f"count: {value}")
+    message = refusal(folder)
+    assert f"models/smollm2-135m.yaml:{line}: gpus.count: " in message
+    assert value.strip('"') in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("served_name:", "servedname:", "servedname: is no field here; allowed: repo, revision"),
+        ("  cpu: 100m", "  cpu: lots", "resources.cpu: 'lots' is no Kubernetes quantity"),
+        ("@sha256:8a69", "-8a69", "has no digest; pin it"),
+        ("--dtype=bfloat16", "--model=x", "--model is set by the pipeline, from repo"),
+        ("required_rate: 4", "required_rate: 40", "slo.required_rate (40.0) is above the last"),
+        ("rates: [2, 4, 8, 12]", "rates: [2, 8, 4]", "the ladder must ascend"),
+        ("max_replicas: 2", "max_replicas: 0", "scaling.max_replicas"),
+        ("min_replicas: 1", "min_replicas: 3", "min_replicas (3) is above max_replicas (2)"),
+        ("  growth: 0.02", "  growth: 0.02\n  growth: 1", "'growth' stands here twice"),
+        ("smoke:", "smoke: [}", "is not valid YAML"),
+        ("revision: main", "name: x\nrevision: main", "name: is taken from the file's name"),
+    ],
+)
+def test_a_mistake_in_a_model_is_named(folder: Path, old: str, new: str, expected: str) -> None:
+    edit(folder, "models/smollm2-135m.yaml", old, new)
+    message = refusal(folder)
+    assert "models/smollm2-135m.yaml:" in message
+    assert expected in message
+
+
+def test_a_missing_field_is_named(folder: Path) -> None:
+    edit(folder, "models/smollm2-135m.yaml", "repo: HuggingFaceTB/SmolLM2-135M-Instruct\n", "")
+    assert "models/smollm2-135m.yaml:1: repo: is missing" in refusal(folder)
+
+
+def test_an_image_without_digest_needs_pull_policy_never(folder: Path) -> None:
+    edit(folder, "clusters/lab.yaml", "pull_policy: Never", "pull_policy: IfNotPresent")
+    assert "lab.local/promotion-jobs:1' has no digest" in refusal(folder)
+
+
+def test_credentials_in_the_hub_endpoint_are_refused(folder: Path) -> None:
+    edit(folder, "clusters/lab.yaml", "http://hub.lab", "http://u:hf_CANARY@hub.lab")
+    message = refusal(folder)
+    assert "hub_endpoint" in message
+
+
+def test_all_mistakes_of_all_files_are_listed(folder: Path) -> None:
+    edit(folder, "models/smollm2-135m.yaml", "count: 1", "count: 0")
+    edit(folder, "clusters/lab.yaml", "namespace: llm", "namespace: LLM")
+    message = refusal(folder)
+    assert "models/smollm2-135m.yaml" in message
+    assert "clusters/lab.yaml" in message
+
+
+def test_two_models_may_not_share_object_names(folder: Path) -> None:
+    models = folder / "models"
+    shutil.copy(models / "llama-3.1-8b-instruct.yaml", models / "llama-3-1-8b-instruct.yaml")
+    assert "same object name 'llama-3-1-8b-instruct'" in refusal(folder)
+
+
+def test_a_node_pool_that_no_cluster_has_is_named(folder: Path) -> None:
+    edit(folder, "models/llama-3.1-8b-instruct.yaml", "node_pool: gpu-24g", "node_pool: gpu-80g")
+    assert "no cluster has a node pool 'gpu-80g'" in refusal(folder)
+
+
+def test_a_model_on_a_cluster_without_its_pool_is_refused_with_the_reason() -> None:
+    catalog = load_catalog()
+    with pytest.raises(PoolError, match="the model wants node_pool gpu-24g"):
+        catalog.cluster("lab").pool(catalog.model("llama-3.1-8b-instruct"))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(CatalogError, match=r"no model 'gpt-2'.*smollm2-135m"):
+        load_catalog().model("gpt-2")
