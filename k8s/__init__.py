@@ -1,0 +1,1 @@
+"""Everything Kubernetes: client, waits, logs, Jobs, Leases, rendered objects. No Dagster."""
