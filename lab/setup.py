@@ -16,20 +16,17 @@ VENV = ROOT / ".venv"
 LOCKS = (ROOT / "requirements-uv.lock", ROOT / "requirements.lock")
 
 
-def main() -> int:
-    """Make .venv, then become `python -m lab build` in it. Returns an exit status on failure."""
+def main() -> None:
+    """Make .venv, then become `python -m lab build` in it; exits 1 with a message on failure."""
     if sys.version_info[:2] != (3, 11):
-        print(
+        sys.exit(
             f"set-up: this is Python {sys.version.split()[0]}, the lock file is for 3.11. "
-            "Install python3.11 or say where it is: make PYTHON=/path/to/python3.11",
-            file=sys.stderr,
+            "Install python3.11 or say where it is: make PYTHON=/path/to/python3.11"
         )
-        return 1
     try:
         environment()
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"set-up: .venv could not be made: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"set-up: .venv could not be made: {error}")
     python = str(VENV / "bin" / "python")
     os.chdir(ROOT)
     os.execv(python, [python, "-m", "lab", "build"])
@@ -79,4 +76,4 @@ def make_venv() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
