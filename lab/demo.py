@@ -1,0 +1,248 @@
+"""`make demo`: promotions on the lab, told as a story that either went so or fails.
+
+One model is promoted, a bad revision of it is refused while the first keeps answering, and a
+third one takes over, all under a client that never stops asking. With the real engine the story
+is a right revision and one whose server is healthy and answers nonsense.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalog import ModelSpec
+from catalog.load import catalog
+from lab import lab as labs
+from lab.client_pod import TrafficClient
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / ".demo"  # DAGSTER_HOME of the demo; `make ui` opens it
+PROMOTION_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Act:
+    """One promotion of the story: what is promoted, and how it must end."""
+
+    title: str
+    revision: str
+    live: bool  # else it must be refused, by `gate`
+    gate: str = ""
+
+
+STORY = {
+    "simulator": (
+        Act("the first revision", "v1", live=True),
+        Act(
+            "a revision planted to be too slow for its SLO",
+            "v2-slow",
+            live=False,
+            gate="ttft_benchmark",
+        ),
+        Act("a third revision, good again", "v3", live=True),
+    ),
+    "vllm": (
+        Act("the right revision", "v1", live=True),
+        Act(
+            "a revision with damaged weights: healthy, but talks nonsense",
+            "nonsense",
+            live=False,
+            gate="gpu_smoke_test",
+        ),
+    ),
+}
+MODEL = {"simulator": "smollm2-135m", "vllm": "smollm2-135m-cpu"}
+CLUSTER = {"simulator": "lab", "vllm": "lab-vllm"}
+
+
+class DemoFailed(Exception):
+    """The story did not go as it must; the message says where."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play the story. Returns 0 only if every act ended as it must and no request failed."""
+    parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
+    parser.add_argument("--engine", choices=sorted(STORY), default="simulator")
+    parser.add_argument("--lab", default="lab", help="name of the lab to use or start")
+    options = parser.parse_args(argv)
+    started = time.monotonic()
+    try:
+        with a_lab(options.lab, options.engine) as lab:
+            play(lab, options.engine)
+    except (DemoFailed, labs.LabError) as error:
+        print(f"\ndemo: FAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted", file=sys.stderr)
+        return 130
+    print(f"\ndemo: as planned, in {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+@contextmanager
+def a_lab(name: str, engine: str) -> Iterator[labs.Lab]:
+    """The running lab of that name, or one of our own that ends with us."""
+    running = labs.find(name)
+    if running is not None:
+        print(f"demo: uses the lab {name!r} that is running")
+        yield running
+        return
+    print("demo: starts a lab (a real one-node Kubernetes in namespaces of its own)")
+    with labs.start(name, engine=engine) as lab:
+        yield lab
+
+
+def play(lab: labs.Lab, engine: str) -> None:
+    """Every act in turn, under a client that runs from the first promotion to the end."""
+    model = catalog().model(MODEL[engine])
+    cluster = catalog().cluster(CLUSTER[engine])
+    print(f"demo: simulated here: {', '.join(cluster.simulated)}; everything else is real")
+    client: TrafficClient | None = None
+    try:
+        for number, act in enumerate(STORY[engine], 1):
+            print(f"\n== {number}. Promote {act.title}: {model.name} at {act.revision}")
+            run = promote(lab, model, cluster.name, act.revision)
+            print(run.table())
+            check(act, run)
+            if client is None:
+                client = TrafficClient.start(lab, cluster.namespace, model)
+            client.check_alive()
+    finally:
+        summary = client.stop() if client else None
+    assert summary is not None
+    print(
+        f"\nclient: {summary['requests']} requests through all of this, {summary['failures']} failures"
+    )
+    if summary["failures"] or not summary["requests"]:
+        raise DemoFailed(f"the client's requests failed: {json.dumps(summary)}")
+    epilogue(lab, model)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A promotion that ended: `dagster job execute`'s exit status and what each stage left."""
+
+    status: int
+    run_id: str
+    seconds: float
+    stages: list[dict[str, Any]]
+    folder: Path
+    log: Path
+
+    def table(self) -> str:
+        """Stage, duration, outcome and the number that decided, as aligned text."""
+        rows = [("stage", "seconds", "outcome", "decided by")]
+        rows += [
+            (s["stage"], f"{s['seconds']:.1f}", s["outcome"], s["decided_by"]) for s in self.stages
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
+        lines.append(
+            f"exit status {self.status} after {self.seconds:.0f} s; log: {shown(self.log)}"
+        )
+        if (self.folder / "report.html").exists():
+            lines.append(f"report: {shown(self.folder / 'report.html')}")
+        return "\n".join("   " + line for line in lines)
+
+
+def promote(lab: labs.Lab, model: ModelSpec, cluster: str, revision: str) -> Run:
+    """Run the real job as a CI pipeline would. The command is printed."""
+    command = [
+        "dagster", "job", "execute", "-m", "pipelines.definitions", "-j", "promote",
+        "--tags", json.dumps({"dagster/partition": model.name}),
+        "--config-json", json.dumps({"ops": {"model_revision": {"config": {"revision": revision}}}}),
+    ]  # fmt: skip
+    prepare_home()
+    reports = HOME / "reports" / model.name
+    before = set(reports.glob("*")) if reports.exists() else set()
+    log = HOME / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{revision}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print("   $ " + " ".join(f"'{part}'" if part.startswith("{") else part for part in command))
+    started = time.monotonic()
+    with log.open("wb") as out:
+        try:
+            status = subprocess.run(
+                [str(ROOT / ".venv/bin/dagster"), *command[1:]],
+                cwd=ROOT, env=environment(lab, cluster), stdout=out, stderr=subprocess.STDOUT,
+                timeout=PROMOTION_SECONDS, check=False,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(
+                f"the promotion of {revision} had not ended after {PROMOTION_SECONDS} s; see {shown(log)}"
+            ) from None
+    seconds = time.monotonic() - started
+    new = sorted((set(reports.glob("*")) if reports.exists() else set()) - before)
+    if len(new) != 1:
+        raise DemoFailed(
+            f"the promotion of {revision} left no report; see {shown(log)}\n{tail(log)}"
+        )
+    lines = (new[0] / "stages.jsonl").read_text().splitlines()
+    stages = [json.loads(line) for line in lines]
+    return Run(status, new[0].name, seconds, stages, new[0], log)
+
+
+def check(act: Act, run: Run) -> None:
+    """Raise DemoFailed unless the run ended as the act says."""
+    last = run.stages[-1] if run.stages else {"stage": "nothing", "outcome": "ran"}
+    ended = f"{last['stage']}: {last['outcome']}, exit status {run.status}"
+    if act.live and (run.status != 0 or last["stage"] != "promoted_model"):
+        raise DemoFailed(f"{act.title} should be live, but {ended}\n{tail(run.log)}")
+    if not act.live and (
+        run.status == 0 or last["stage"] != act.gate or last["outcome"] != "refused"
+    ):
+        raise DemoFailed(
+            f"{act.title} should be refused by {act.gate}, but {ended}\n{tail(run.log)}"
+        )
+
+
+def epilogue(lab: labs.Lab, model: ModelSpec) -> None:
+    """Where to go from here."""
+    print(
+        f"""
+reports:  {shown(HOME / "reports" / model.name)}/*/report.html
+next:
+  make ui      Dagster's UI with this history, on a lab
+  make lab     keep a lab running; then, with the KUBECONFIG that it prints:
+               kubectl -n llm get deploy,scaledobject,lease,configmap
+               python -m k8s diff {model.name}     what a promotion would change
+  your model   copy catalog/models/{model.name}.yaml, then: make demo, or dagster job execute as above
+  your cluster copy catalog/clusters/eks-example.yaml, then: PROMOTION_CLUSTER=<name> and KUBECONFIG"""
+    )
+
+
+def environment(lab: labs.Lab, cluster: str) -> dict[str, str]:
+    """What a shell must export to promote to the lab with the pipeline's own account."""
+    return os.environ | {
+        "KUBECONFIG": str(lab.promoter_kubeconfig),
+        "PROMOTION_CLUSTER": cluster,
+        "DAGSTER_HOME": str(HOME),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+    }
+
+
+def prepare_home() -> None:
+    """An instance of Dagster's own, beside nothing of the user's."""
+    HOME.mkdir(exist_ok=True)
+    (HOME / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+
+
+def shown(path: Path) -> str:
+    """The path as short as it can be from where the user stands."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log, indented."""
+    text = path.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join("   | " + line for line in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""A real cluster for the end-to-end tests: a lab of its own, or the one that KUBECONFIG names."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalog import ClusterSpec, ModelSpec
+from catalog.load import catalog
+
+ROOT = Path(__file__).parents[2]
+PRODUCT = ("assets", "catalog", "k8s", "loadtests", "pipelines", "weights")
+MODEL = "smollm2-135m"
+DEADLINE_S = 240
+
+
+@dataclass
+class Run:
+    """A finished `dagster` command."""
+
+    status: int
+    output: str
+    seconds: float
+    folder: Path | None
+
+    def stage(self, name: str) -> dict[str, Any]:
+        assert self.folder is not None, self.output[-4000:]
+        lines = (self.folder / "stages.jsonl").read_text().splitlines()
+        found = [s for s in map(json.loads, lines) if s["stage"] == name]
+        assert len(found) == 1, lines
+        return dict(found[0])
+
+
+@dataclass
+class Target:
+    """A cluster, and a shell that is set up to promote to it."""
+
+    kubeconfig: Path
+    admin_kubeconfig: Path
+    kubectl_binary: str
+    cluster: ClusterSpec
+    home: Path
+    checkout: Path = ROOT
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ModelSpec:
+        return catalog().model(MODEL)
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "KUBECONFIG": str(self.kubeconfig),
+            "PROMOTION_CLUSTER": self.cluster.name,
+            "DAGSTER_HOME": str(self.home),
+            "DAGSTER_DISABLE_TELEMETRY": "1",
+        } | self.extra  # fmt: skip
+
+    def kubectl(self, *args: str, check: bool = True, stdin: str | None = None) -> str:
+        """kubectl as the cluster's administrator."""
+        done = subprocess.run(
+            [self.kubectl_binary, "--kubeconfig", str(self.admin_kubeconfig), *args],
+            capture_output=True, text=True, timeout=90, check=False, input=stdin,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        out = self.kubectl(
+            "-n", self.cluster.namespace, "get", kind, name, "-o", "json", "--ignore-not-found"
+        )
+        return dict(json.loads(out)) if out else None
+
+    def start(
+        self,
+        job: str = "promote",
+        *,
+        revision: str | None = None,
+        partition: str | None = MODEL,
+        config: dict[str, Any] | None = None,
+    ) -> "subprocess.Popen[str]":
+        command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
+        command += ["-m", "pipelines.definitions", "-j", job]
+        if partition is not None:
+            command += ["--tags", json.dumps({"dagster/partition": partition})]
+        if revision is not None:
+            config = {"ops": {"model_revision": {"config": {"revision": revision}}}}
+        if config is not None:
+            command += ["--config-json", json.dumps(config)]
+        return self.spawn(command)
+
+    def spawn(self, command: list[str]) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            command, cwd=self.checkout, env=self.environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def finish(self, process: "subprocess.Popen[str]", deadline_s: float = DEADLINE_S) -> Run:
+        started = time.monotonic()
+        try:
+            output, _ = process.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"no end after {deadline_s} s:\n{output[-6000:]}")
+        ids = re.findall(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", output)
+        folders = [f for i in dict.fromkeys(ids) for f in (self.home / "reports").glob(f"*/{i}")]
+        folder = folders[0] if folders else None
+        return Run(process.returncode, output, time.monotonic() - started, folder)
+
+    def promote(self, revision: str | None = None, **options: Any) -> Run:
+        return self.finish(self.start(revision=revision, **options))
+
+    def live_slot(self) -> str | None:
+        service = self.get("service", self.model.object_name)
+        return service and service["spec"]["selector"].get("vllm-promotion.io/slot")
+
+    def live_commit(self) -> str | None:
+        slot = self.live_slot()
+        deployment = self.get("deployment", f"{self.model.object_name}-{slot}") if slot else None
+        if deployment is None:
+            return None
+        return str(deployment["metadata"]["annotations"]["vllm-promotion.io/commit"])
+
+    def lease_holder(self) -> str:
+        lease = self.get("lease", f"promotion-{self.model.object_name}")
+        return str((lease or {}).get("spec", {}).get("holderIdentity") or "")
+
+    def answers(self) -> bool:
+        """Whether the live Service has a ready Pod behind it."""
+        out = self.kubectl(
+            "-n", self.cluster.namespace, "get", "endpointslices", "-o", "json",
+            "-l", f"kubernetes.io/service-name={self.model.object_name}",
+        )  # fmt: skip
+        endpoints = [e for s in json.loads(out)["items"] for e in s.get("endpoints") or []]
+        return any(e.get("conditions", {}).get("ready") for e in endpoints)
+
+    def state(self) -> dict[str, str]:
+        """What a promotion could have changed, as hashes of specs by kind and name."""
+        kinds = "deploy,service,scaledobject,pdb,job,configmap,networkpolicy,podmonitor"
+        out = self.kubectl("-n", self.cluster.namespace, "get", kinds, "-o", "json")
+        return {
+            f"{o['kind']}/{o['metadata']['name']}": hashlib.sha256(
+                json.dumps([o.get("spec"), o.get("data")], sort_keys=True).encode()
+            ).hexdigest()
+            for o in json.loads(out)["items"]
+        }
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """The lab, with the simulator; KUBECONFIG and PROMOTION_CLUSTER name another cluster."""
+    home = tmp_path_factory.mktemp("dagster_home")
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    given = os.environ.get("KUBECONFIG")
+    if given:
+        cluster = catalog().cluster(os.environ.get("PROMOTION_CLUSTER", "lab"))
+        admin = Path(os.environ.get("ADMIN_KUBECONFIG", given))
+        yield Target(Path(given), admin, shutil.which("kubectl") or "kubectl", cluster, home)
+        return
+    from lab import lab as labs
+
+    with labs.start("e2e") as lab:
+        yield Target(
+            lab.promoter_kubeconfig,
+            lab.kubeconfig,
+            str(lab.kubectl),
+            catalog().cluster("lab"),
+            home,
+        )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the product whose catalog a test may spoil, as a user would."""
+    for folder in PRODUCT:
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return tmp_path
