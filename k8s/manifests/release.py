@@ -1,0 +1,96 @@
+"""What is rolled out, and the names and labels that its objects carry in the cluster."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from catalog import ClusterSpec, ModelSpec
+
+Obj: TypeAlias = dict[str, Any]
+Slot: TypeAlias = Literal["blue", "green"]
+SLOTS: tuple[Slot, Slot] = ("blue", "green")
+
+DOMAIN = "vllm-promotion.io"
+MODEL = f"{DOMAIN}/model"
+SLOT = f"{DOMAIN}/slot"
+PROMOTION = f"{DOMAIN}/promotion"
+COMMIT = f"{DOMAIN}/commit"
+GATE = f"{DOMAIN}/gate."  # annotation prefix: gate.<name>
+STANDING_ASIDE = f"{DOMAIN}/standing-aside"  # on a live slot that made room (strategy recreate)
+CLIENT_NAMESPACE = f"{DOMAIN}/client"  # label of a namespace whose Pods may call the engines
+
+ENGINE = "engine"  # the container of the engine, and the component label of its Pods
+GPU_CHECK = "gpu-check"  # the init container that asks nvidia-smi
+PORT = 8000
+MODELS = "/models"
+
+PIPELINE_ACCOUNT = "vllm-promotion"
+ENGINE_ACCOUNT = "vllm-engine"
+JOBS_ACCOUNT = "vllm-promotion-jobs"
+# Every image here must run as this user; nothing needs to be written but the volumes below.
+UID = 1000
+
+
+@dataclass(frozen=True)
+class Release:
+    """A commit of a model in a slot of a cluster.
+
+    `startup_seconds`: how long the engine may take from its start until /health answers.
+    `promotion`: the id of the promotion (the Dagster run's id).
+    """
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    commit: str
+    slot: Slot
+    promotion: str
+    startup_seconds: int
+
+    @property
+    def name(self) -> str:
+        """Of the Deployment, its ScaledObject and its PodDisruptionBudget."""
+        return slot_name(self.model, self.slot)
+
+    @property
+    def weights_path(self) -> str:
+        """Where the engine finds the published weights."""
+        return f"{MODELS}/{self.model.repo}/{self.commit}"
+
+    @property
+    def image(self) -> str:
+        """The engine's image: the model's, unless the cluster replaces it."""
+        return self.cluster.images.engine or self.model.image
+
+
+def slot_name(model: ModelSpec, slot: Slot) -> str:
+    """The Deployment of a slot."""
+    return f"{model.object_name}-{slot}"
+
+
+def other_slot(slot: Slot) -> Slot:
+    """green for blue, blue for green."""
+    return "green" if slot == "blue" else "blue"
+
+
+def labels(component: str, model: ModelSpec | None = None, **more: str) -> dict[str, str]:
+    """The labels that every object has."""
+    out = {
+        "app.kubernetes.io/name": "vllm-promotion",
+        "app.kubernetes.io/managed-by": "vllm-promotion-pipeline",
+        "app.kubernetes.io/component": component,
+    }
+    if model is not None:
+        out[MODEL] = model.name
+    return out | more
+
+
+def engine_selector(model: ModelSpec, slot: Slot) -> dict[str, str]:
+    """The labels that tell a slot's Pods from all others."""
+    return {"app.kubernetes.io/component": ENGINE, MODEL: model.name, SLOT: slot}
+
+
+def content_hash(obj: Obj) -> str:
+    """Ten hex digits of an object's content: equal content gives an equal name."""
+    canonical = json.dumps(obj, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
