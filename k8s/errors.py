@@ -14,7 +14,17 @@ class ConfigError(KubernetesError):
 
 
 class Unreachable(KubernetesError):
-    """The API server can't be reached, or answers 429/5xx for longer than it was given."""
+    """The API server can't be reached, or answers 429/5xx for longer than it was given.
+
+    `sent`: the request may have been carried out. `retry_after_s`: what the server asks for.
+    """
+
+    def __init__(
+        self, message: str, *, code: int = 0, sent: bool = True, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(message, code=code)
+        self.sent = sent
+        self.retry_after_s = retry_after_s
 
 
 class Unauthorized(KubernetesError):

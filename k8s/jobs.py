@@ -40,6 +40,8 @@ def run_job(
     raise NotImplementedError
 
 
-def delete_jobs(client: Client, labels: Mapping[str, str], *, deadline_s: float = 60.0) -> list[str]:
-    """Delete all Jobs with these labels, with their Pods, and wait for it. Returns the names."""
+def delete_jobs(
+    client: Client, labels: Mapping[str, str], *, deadline_s: float = 60.0
+) -> list[str]:
+    """Delete the Jobs with these labels and their Pods, and wait for it. Returns the names."""
     raise NotImplementedError

@@ -15,12 +15,10 @@ class Kind:
     needs: str | None = None
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str = "") -> str:
-        """The URL path of the collection, or of the object `name` (and its subresource)."""
+        """The URL path of the collection (None: of all namespaces) or of an object in it."""
         root = "/api/" if "/" not in self.api_version else "/apis/"
         path = root + self.api_version
-        if self.namespaced:
-            if not namespace:
-                raise ValueError(f"{self.name} is namespaced: a namespace is needed")
+        if self.namespaced and namespace is not None:
             path += "/namespaces/" + quote(namespace, safe="")
         path += "/" + self.plural
         if name is not None:

@@ -30,7 +30,10 @@ class Lease:
         raise NotImplementedError
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         raise NotImplementedError
 

@@ -1,0 +1,271 @@
+"""Requests to the API server: credentials, timeouts, retries, streams, web sockets."""
+
+import contextlib
+import json
+import random
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+import websocket
+from kubernetes.client.rest import RESTClientObject
+from kubernetes.stream.ws_client import websocket_proxycare
+
+from k8s.answers import Asked, error_from, is_passing, status_of
+from k8s.errors import ConfigError, KubernetesError, Unreachable
+from k8s.kubeconfig import Account, load_account
+
+CONNECT_S = 5.0
+READ_S = 20.0
+# How long a request is tried again. Before the first answer of all, the address is more likely
+# wrong than the server away: a user mistake, to be said at once.
+RETRY_S = 60.0
+FIRST_RETRY_S = 3.0
+_LONGEST_PAUSE_S = 5.0
+
+
+@dataclass
+class Request:
+    """One request. `unsure`: an earlier try may have been carried out without our knowing."""
+
+    asked: Asked
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+    content_type: str = "application/json"
+    unsure: bool = False
+
+
+class Backoff:
+    """Growing pauses with jitter, so that many clients don't come back at the same moment."""
+
+    def __init__(self) -> None:
+        self._pause_s = 0.1
+
+    def sleep(self, deadline: float, at_least_s: float = 0.0) -> bool:
+        """Sleep and say True; or, if that would go beyond the monotonic `deadline`, False."""
+        pause_s = max(self._pause_s * random.uniform(0.5, 1.0), at_least_s)
+        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        if time.monotonic() + pause_s >= deadline:
+            return False
+        time.sleep(pause_s)
+        return True
+
+
+class Transport:
+    """The way to one API server. Thread-safe."""
+
+    def __init__(self, context: str | None) -> None:
+        self._context = context
+        self._account = load_account(context)
+        self._rest = RESTClientObject(self._account.configuration)
+        self._reloading = threading.Lock()
+        self._answered = False
+
+    @property
+    def account(self) -> Account:
+        """Where and who."""
+        return self._account
+
+    @property
+    def answered(self) -> bool:
+        """Whether the server has ever answered us."""
+        return self._answered
+
+    def call(self, request: Request, budget_s: float = RETRY_S) -> bytes:
+        """The body of the answer, after retries for at most `budget_s`.
+
+        Raises Unreachable when the budget is spent, and what answers.error_from() makes of
+        any other status.
+        """
+        started = time.monotonic()
+        backoff = Backoff()
+        while True:
+            deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
+            left = max(1.0, deadline - time.monotonic())
+            try:
+                return bytes(self._once(request, min(READ_S, left)).data)
+            except Unreachable as error:
+                request.unsure |= error.sent
+                deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
+                if not backoff.sleep(deadline, error.retry_after_s):
+                    raise Unreachable(
+                        f"{error} (tried for {time.monotonic() - started:.0f} s as "
+                        f"{self._account.described}). Is the cluster up, and is this its address?"
+                    ) from error
+
+    @contextlib.contextmanager
+    def stream(self, request: Request, read_s: float) -> Iterator[Iterator[bytes]]:
+        """The body as it comes, in pieces; one try.
+
+        Raises Unreachable, also from the iterator, when the connection can't be made, is cut, or
+        is silent for `read_s`.
+        """
+        answer = self._once(request, read_s, stream=True)
+        try:
+            yield _pieces(answer, request.asked)
+        finally:
+            answer.close()
+
+    def websocket(self, request: Request, protocol: str, timeout_s: float) -> websocket.WebSocket:
+        """An open web socket; `timeout_s` for the opening and, until changed, for each read."""
+        for may_reload in (True, False):
+            account = self._account
+            try:
+                return _open_websocket(account, request, protocol, timeout_s)
+            except websocket.WebSocketBadStatusException as error:
+                if error.status_code == 401 and may_reload:
+                    self._reload(account)
+                    continue
+                status = status_of(error.resp_body or b"")
+                raise _refusal(error.status_code, status, {}, request.asked) from error
+            except (websocket.WebSocketException, OSError) as error:
+                raise Unreachable(f"{request.asked}: {error}") from error
+        raise AssertionError("the second try returns or raises")
+
+    def _once(
+        self, request: Request, read_s: float, *, stream: bool = False
+    ) -> urllib3.BaseHTTPResponse:
+        """One try, or two if the credentials turn out to be old. Raises for a status >= 300."""
+        for may_reload in (True, False):
+            account, rest = self._account, self._rest
+            answer = _send(account, rest, request, read_s, stream)
+            self._answered = True
+            if answer.status == 401 and may_reload:
+                answer.close()
+                self._reload(account)
+                continue
+            if answer.status >= 300:
+                try:
+                    status = status_of(answer.data)
+                except (urllib3.exceptions.HTTPError, OSError) as error:
+                    raise Unreachable(f"{request.asked}: {error}") from error
+                finally:
+                    answer.close()
+                raise _refusal(answer.status, status, answer.headers, request.asked)
+            return answer
+        raise AssertionError("the second try returns or raises")
+
+    def _reload(self, used: Account) -> None:
+        """Read kubeconfig, token file or login program again, unless another thread just did."""
+        with self._reloading:
+            if self._account is used:
+                account = load_account(self._context)
+                self._account, self._rest = account, RESTClientObject(account.configuration)
+
+
+def _send(
+    account: Account, rest: RESTClientObject, request: Request, read_s: float, stream: bool
+) -> urllib3.BaseHTTPResponse:
+    headers = {"Accept": "application/json, */*", "User-Agent": "vllm-promotion-pipeline"}
+    if authorization := account.authorization():
+        headers["Authorization"] = authorization
+    body = None
+    if request.body is not None:
+        headers["Content-Type"] = request.content_type
+        body = json.dumps(request.body).encode()
+    try:
+        # The pool, not rest.request(): that one turns errors into exceptions that have lost the
+        # headers (Retry-After) and the difference between "refused" and "cut".
+        answer: urllib3.BaseHTTPResponse = rest.pool_manager.request(
+            request.method,
+            _url(account, request),
+            body=body,
+            headers=headers,
+            preload_content=not stream,
+            timeout=urllib3.Timeout(connect=CONNECT_S, read=read_s),
+            redirect=False,
+            retries=False,
+        )
+        return answer
+    except urllib3.exceptions.SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error) or "doesn't match" in str(error):
+            raise ConfigError(
+                f"{request.asked}: its certificate isn't accepted: {error}. Is {account.described} "
+                "of another cluster, or older than this one?"
+            ) from error
+        raise Unreachable(f"{request.asked}: {error}", sent=False) from error
+    except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
+        why = f"no connection ({_cause(error)})"
+        raise Unreachable(f"{request.asked}: {why}", sent=False) from error
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise Unreachable(f"{request.asked}: no answer in {read_s:.0f} s") from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Unreachable(f"{request.asked}: connection cut ({_cause(error)})") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The system's own words (`Connection refused`) from under the library's."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _url(account: Account, request: Request) -> str:
+    url = account.server + request.path
+    return url + ("?" + urlencode(request.query) if request.query else "")
+
+
+def _refusal(
+    code: int, status: dict[str, Any], headers: Mapping[str, str], asked: Asked
+) -> KubernetesError:
+    if not is_passing(code, status):
+        return error_from(code, status, asked)
+    told = headers.get("Retry-After") or (status.get("details") or {}).get("retryAfterSeconds") or 0
+    try:
+        retry_after_s = float(told)
+    except ValueError:  # an HTTP date; the API server sends seconds
+        retry_after_s = 0.0
+    why = f"HTTP status {code}: {status.get('message') or 'no reason given'}"
+    return Unreachable(
+        f"{asked}: HTTP status {code}: {why}",
+        code=code,
+        sent=code != 429,
+        retry_after_s=retry_after_s,
+    )
+
+
+def _pieces(answer: urllib3.BaseHTTPResponse, asked: Asked) -> Iterator[bytes]:
+    try:
+        yield from answer.stream(65536)
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Unreachable(f"{asked}: connection cut ({_cause(error)})") from error
+
+
+def _open_websocket(
+    account: Account, request: Request, protocol: str, timeout_s: float
+) -> websocket.WebSocket:
+    configuration = account.configuration
+    tls: dict[str, Any] = {"cert_reqs": ssl.CERT_NONE, "check_hostname": False}
+    if configuration.verify_ssl:
+        tls = {"cert_reqs": ssl.CERT_REQUIRED}
+    for option, value in (
+        ("ca_certs", configuration.ssl_ca_cert),
+        ("certfile", configuration.cert_file),
+        ("keyfile", configuration.key_file),
+        ("server_hostname", configuration.tls_server_name),
+    ):
+        if value:
+            tls[option] = value
+    url = _url(account, request).replace("http", "ws", 1)
+    options: dict[str, Any] = {"subprotocols": [protocol], "timeout": timeout_s}
+    if authorization := account.authorization():
+        options["header"] = [f"Authorization: {authorization}"]
+    if configuration.proxy:
+        options = websocket_proxycare(options, configuration, url, None)
+    else:
+        options["http_no_proxy"] = ["*"]
+    # The library's own create_websocket() has no timeout: a half-open connection hangs for ever.
+    socket = websocket.WebSocket(sslopt=tls, skip_utf8_validation=True)
+    try:
+        socket.connect(url, **options)  # type: ignore[no-untyped-call]
+    except BaseException:
+        socket.shutdown()  # type: ignore[no-untyped-call]
+        raise
+    return socket
