@@ -314,12 +314,14 @@ class Client:
             raise
 
 
-def split_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Whole lines, without their end. What comes after the last one is dropped: it was cut."""
+def split_lines(pieces: Iterator[bytes], *, last: bool = False) -> Iterator[bytes]:
+    """Whole lines, without their end. `last`: also what comes after the last end of a line."""
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         yield from lines
+    if last and rest:
+        yield rest
 
 
 def _identity(obj: Obj) -> tuple[str, str, str | None]:

@@ -1,9 +1,15 @@
 """A Lease: one promotion a model, one writer a weights folder."""
 
+import threading
+import time
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from k8s.client import Client
+from k8s.client import Client, Obj
+from k8s.errors import AlreadyExists, Conflict, KubernetesError, LeaseHeld, LeaseLost, NotFound
+
+_POLL_S = 1.0
 
 
 class Lease:
@@ -11,9 +17,20 @@ class Lease:
 
     Leaving the block ends the renewal but doesn't give the Lease back: the next stage of the
     same run enters it again. `release()` gives it back.
+
+    Clocks are never compared: another holder is dead when *we* have seen its renewTime unchanged
+    for the time to live on our own monotonic clock. `lost` says why it is no longer surely ours.
     """
 
-    lost: str | None  # why it is no longer ours
+    def __init__(self, client: Client, name: str, holder: str, ttl_s: float) -> None:
+        self.lost: str | None = None
+        self._client = client
+        self._name = name
+        self._holder = holder
+        self._ttl_s = ttl_s
+        self._renewed = 0.0  # monotonic time at which the last successful renewal was sent
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
     @classmethod
     def acquire(
@@ -24,10 +41,38 @@ class Lease:
         Waits up to `wait_s` for another holder to give it back, or to be silent for its ttl
         (so wait_s > ttl_s is needed to succeed a killed holder). Raises LeaseHeld.
         """
-        raise NotImplementedError
+        lease = cls(client, name, holder, ttl_s)
+        deadline = time.monotonic() + wait_s
+        observed: tuple[str, str] | None = None
+        since = time.monotonic()
+        while True:
+            live = client.find("Lease", name)
+            spec = (live or {}).get("spec") or {}
+            other = spec.get("holderIdentity") or ""
+            seen = (other, spec.get("renewTime") or "")
+            if seen != observed:
+                observed, since = seen, time.monotonic()
+            ttl = max(ttl_s, float(spec.get("leaseDurationSeconds") or 0))
+            silent_s = time.monotonic() - since
+            if (other in ("", holder) or silent_s >= ttl) and lease._take(live):
+                return lease
+            if time.monotonic() + _POLL_S > deadline:
+                raise LeaseHeld(
+                    f"Lease {client.namespace}/{name} is held by {other or 'someone else'} "
+                    f"(last renewed {seen[1] or 'never'}). If that run is alive, wait for it or "
+                    f"stop it; if it was killed, the Lease is free {ttl:.0f} s after. See it: "
+                    f"kubectl -n {client.namespace} get lease {name} -o yaml",
+                    holder=other,
+                )
+            time.sleep(_POLL_S)
 
     def __enter__(self) -> Self:
-        raise NotImplementedError
+        self._stop.clear()
+        self._thread = threading.Thread(
+            target=self._heartbeat, name=f"lease {self._name}", daemon=True
+        )
+        self._thread.start()
+        return self
 
     def __exit__(
         self,
@@ -35,12 +80,89 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        raise NotImplementedError
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=1.0)  # it may be in a request; it stops after that
 
     def check(self) -> None:
-        """Raises LeaseLost if someone else holds it or it wasn't renewed within the ttl."""
-        raise NotImplementedError
+        """Raises LeaseLost if someone else holds it or it wasn't renewed within the ttl.
+
+        Call it before each change that only the holder may make.
+        """
+        if self.lost:
+            raise LeaseLost(
+                f"Lease {self._client.namespace}/{self._name} of {self._holder}: {self.lost}. "
+                "Nothing more is changed; start the run again."
+            )
 
     def release(self) -> None:
         """Give it back, if it is still ours. Never raises for a Lease that is already gone."""
-        raise NotImplementedError
+        self.__exit__(None, None, None)
+        while True:
+            live = self._client.find("Lease", self._name)
+            if live is None or (live.get("spec") or {}).get("holderIdentity") != self._holder:
+                return
+            live["spec"] = {**live["spec"], "holderIdentity": "", "renewTime": _now()}
+            try:
+                self._client.replace(live)
+                return
+            except (Conflict, NotFound):
+                continue  # a last heartbeat came between
+
+    def _take(self, live: Obj | None) -> bool:
+        """Make it ours as it was seen; False if it has changed since."""
+        sent = time.monotonic()
+        spec = dict((live or {}).get("spec") or {})
+        if spec.get("holderIdentity") != self._holder:
+            spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + bool(live)
+            spec["acquireTime"] = _now()
+        spec["holderIdentity"] = self._holder
+        spec["leaseDurationSeconds"] = max(1, round(self._ttl_s))
+        spec["renewTime"] = _now()
+        try:
+            if live is None:
+                self._client.create(
+                    {
+                        "apiVersion": "coordination.k8s.io/v1",
+                        "kind": "Lease",
+                        "metadata": {
+                            "name": self._name,
+                            "labels": {
+                                "app.kubernetes.io/name": "vllm-promotion",
+                                "app.kubernetes.io/managed-by": "vllm-promotion-pipeline",
+                            },
+                        },
+                        "spec": spec,
+                    }
+                )
+            else:
+                self._client.replace({**live, "spec": spec})
+        except (AlreadyExists, Conflict, NotFound):
+            return False
+        self._renewed = sent
+        return True
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(self._ttl_s / 3):
+            try:
+                self._renew()
+            except KubernetesError as error:
+                # Not final: as long as nobody took it, a later renewal makes it surely ours again.
+                if time.monotonic() - self._renewed >= self._ttl_s:
+                    self.lost = f"not renewed for {self._ttl_s:.0f} s: {error}"
+
+    def _renew(self) -> None:
+        """Once. Raises KubernetesError if it can't be told whether it is ours."""
+        live = self._client.find("Lease", self._name)
+        holder = ((live or {}).get("spec") or {}).get("holderIdentity")
+        if live is None or holder != self._holder:
+            self.lost = f"held by {holder}" if holder else "released or deleted by someone else"
+        elif self._take(live):
+            self.lost = None
+        elif time.monotonic() - self._renewed >= self._ttl_s:
+            self.lost = f"not renewed for {self._ttl_s:.0f} s: others keep changing it"
+
+
+def _now() -> str:
+    """MicroTime: RFC 3339 with six digits."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
