@@ -1,0 +1,102 @@
+"""Job `rebenchmark`: does what is live still keep its SLO?"""
+
+import dagster as dg
+
+from assets.promoted_model import in_record
+from assets.promotion import Promotion, Refused
+from assets.resources import Cluster, Reports
+from assets.stage import stage
+from assets.ttft_benchmark import measure, refusal, shown, verdict
+from k8s import records, rollout, traffic
+from k8s.gpus import choose_strategy, free_gpus
+from k8s.manifests import Release
+from k8s.records import PromotionRecord
+from k8s.smoke import smoke_test
+from loadtests.result import Result
+
+
+@dg.op
+def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports) -> None:
+    """Measure a copy of the live model in the other slot, and compare with its promotion.
+
+    The live Pods get no load from it. Needs a spare GPU: a measurement is no reason for an outage.
+    """
+    with stage(context, cluster, reports) as promotion:
+        record = live_record(promotion)
+        release = Release(
+            record.spec,
+            promotion.cluster,
+            record.commit,
+            traffic.idle_slot(promotion.client, promotion.model),
+            promotion.id,
+            record.startup_seconds,
+        )
+        _spare_gpu(promotion, record)
+        ready = rollout.roll_out(promotion.client, release, progress=promotion.say)
+        smoke = smoke_test(promotion.client, release, ready, progress=promotion.say)
+        if not smoke.passed:
+            raise Refused(
+                f"a fresh copy of what is live ({record.commit[:12]}) fails its smoke test: "
+                + "; ".join(smoke.failures)
+            )
+        folder = reports.of(promotion)
+        result = measure(promotion, folder, release, ready, smoke)
+        promotion.decided_by = verdict(result)
+        context.log_event(
+            dg.AssetObservation(
+                "ttft_benchmark",
+                partition=promotion.model.name,
+                description=f"measured again: {verdict(result)}",
+                metadata={
+                    **shown(result, folder),
+                    "at its promotion": dg.MetadataValue.json(record.benchmark),
+                },
+            )
+        )
+        if result.verdict != "pass":
+            raise Refused(refusal(release, result, folder))
+        compare(record, result)
+        promotion.clear_up()
+
+
+def live_record(promotion: Promotion) -> PromotionRecord:
+    """The record of what is live, the baseline. Warns of what was changed by hand since."""
+    record, _ = records.read(promotion.client, promotion.model)
+    if record is None:
+        raise Refused(
+            f"{promotion.model.name} has no record in cluster {promotion.cluster.name}: nothing "
+            "was promoted there, so nothing can be compared. Run the `promote` job first."
+        )
+    for change in rollout.drift(promotion.client, record):
+        promotion.log.warning(f"changed since its promotion: {change}")
+    return record
+
+
+def _spare_gpu(promotion: Promotion, record: PromotionRecord) -> None:
+    live = traffic.live_slot(promotion.client, promotion.model)
+    serving = traffic.ready_replicas(promotion.client, promotion.model, live) if live else 0
+    budget = free_gpus(promotion.client, promotion.cluster, record.spec)
+    if choose_strategy(record.spec, budget, serving) == "recreate" and serving:
+        raise Refused(
+            f"{record.spec.name} is live and no GPU is spare to measure a copy: {budget.describe()}"
+        )
+
+
+def compare(record: PromotionRecord, result: Result) -> None:
+    """Raise Refused when λ* is below that of the promotion beyond both intervals.
+
+    Only like is compared with like: another load profile gives no comparison, which is said.
+    """
+    before, after = record.benchmark, in_record(result)
+    if before.get("profile") != after["profile"]:
+        raise Refused(
+            f"{record.spec.name} keeps its SLO, but was promoted with another load profile, so the "
+            "two can't be compared. Promote it again to get a new baseline."
+        )
+    least = before["capacity"]["lower"]
+    most = result.capacity.upper
+    if most is not None and most <= least:
+        raise Refused(
+            f"{record.spec.name} keeps its SLO but carries less than at its promotion: λ* is below "
+            f"{most:g} req/s, and was at least {least:g} then. Compare image, GPU and driver."
+        )

@@ -1,0 +1,77 @@
+"""What every stage has around it: the run's lock on the model, and one clear end."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from assets.promotion import Promotion, Refused
+from assets.resources import Cluster, Context, NoPartition, Reports
+from catalog import CatalogError, PoolError
+from k8s.errors import KubernetesError
+from loadtests.profile import ProfileError
+from loadtests.result import ResultError
+
+# Errors whose message says what, where and what to do. Anything else is a bug of ours, and is
+# shown with its stack.
+KNOWN = (
+    Refused,
+    NoPartition,
+    CatalogError,
+    PoolError,
+    KubernetesError,
+    ProfileError,
+    ResultError,
+)
+
+
+class PromotionFailed(dg.Failure):
+    """A failure that another try would not cure, told in one message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(description=message, allow_retries=False)
+        # Dagster prints an exception with its stack, twice, and the message drowns. Python's own
+        # switch turns that off; the Cluster resource turns it on again when the run ends.
+        sys.tracebacklimit = 0
+
+
+@contextmanager
+def stage(context: Context, cluster: Cluster, reports: Reports) -> Iterator[Promotion]:
+    """Run a stage with the model locked for this run; put its end into stages.jsonl.
+
+    Whatever ends it early, SIGINT and SIGTERM included, takes the candidate away. Raises
+    PromotionFailed for what a message can tell, and what isn't known as it came.
+    """
+    name = context.op_def.name
+    started = time.monotonic()
+    promotion = None
+    try:
+        promotion = cluster.promotion(context)
+        promotion.decided_by = ""
+        promotion.lease.check()
+        yield promotion
+    except (dg.RetryRequested, GeneratorExit):  # not the end of the run
+        raise
+    except BaseException as error:
+        live = promotion is not None and promotion.finished
+        outcome, message = _told(name, error, live)
+        if promotion is not None:
+            promotion.decided_by = promotion.decided_by or message.partition("\n")[0]
+            promotion.clear_up()
+            reports.add_stage(promotion, name, outcome, time.monotonic() - started)
+        if isinstance(error, Exception) and not isinstance(error, KNOWN):
+            raise
+        raise PromotionFailed(message) from None
+    reports.add_stage(promotion, name, "passed", time.monotonic() - started)
+
+
+def _told(name: str, error: BaseException, live: bool) -> tuple[str, str]:
+    """The outcome in one word, and the message. `live`: the candidate has taken over already."""
+    if isinstance(error, Refused):
+        return "refused", str(error)
+    if isinstance(error, Exception):
+        return "failed", str(error) or repr(error)
+    state = "the new revision is live" if live else "what was live before is live now"
+    return "interrupted", f"{name} was interrupted; {state}."

@@ -1,0 +1,252 @@
+"""Stage: does the candidate keep its SLO under load, and how much load does it carry?"""
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import ValidationError
+
+from assets.partitions import MODELS
+from assets.promotion import Promotion, Refused
+from assets.resources import Cluster, Reports
+from assets.stage import stage
+from assets.vllm_deployment import Candidate
+from k8s.fence import pass_gate, require
+from k8s.jobs import run_job
+from k8s.manifests import Release, benchmark_job
+from k8s.rollout import Rollout
+from k8s.smoke import SmokeReport
+from loadtests.ladder import MOST_WINDOWS, requests_of_step
+from loadtests.profile import Profile, ProfileError, describe
+from loadtests.result import Result, parse_result, rows_from_events, unpack_rows
+
+CHECK = dg.AssetCheckSpec(
+    "slo",
+    asset="ttft_benchmark",
+    blocking=True,
+    description="At the SLO's required rate: TTFT, inter-token latency and errors keep the SLO.",
+)
+ENGINE_PORT = 8000
+JOB_START_S = 180  # to schedule the Job's Pod and pull its image
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A benchmark's result, and the folder with its raw rows, picture and report."""
+
+    result: Result
+    folder: str
+
+
+def profile(
+    promotion: Promotion, release: Release, rollout: Rollout, smoke: SmokeReport
+) -> Profile:
+    """The load for this candidate, from the catalog. Raises ProfileError."""
+    model, traffic, slo = release.model, release.model.traffic, release.model.slo
+    host = f"[{rollout.pod_ip}]" if ":" in rollout.pod_ip else rollout.pod_ip
+    fields: dict[str, Any] = {
+        "base_url": f"http://{host}:{ENGINE_PORT}",
+        "model": model.served_name,
+        "endpoint": "completions",
+        "rates": traffic.rates,
+        "step_seconds": traffic.step_seconds,
+        "warmup_seconds": traffic.warmup_seconds,
+        "arrival": traffic.arrival,
+        "gamma_shape": traffic.gamma_shape,
+        "seed": traffic.seed,
+        "prompt_tokens": traffic.prompt_tokens,
+        "output_tokens": traffic.output_tokens,
+        "slo": slo.model_dump(),
+        "timeout_s": traffic.timeout_seconds,
+        "metadata": {
+            "model": model.name,
+            "repo": model.repo,
+            "commit": release.commit,
+            "promotion": promotion.id,
+            "cluster": promotion.cluster.name,
+            "image_digest": rollout.image_digest,
+            "args": list(model.args),
+            "node": rollout.node,
+            "gpus": [gpu.product for gpu in smoke.gpus],
+            "driver": smoke.driver,
+            "network": "from a Pod straight to the Pod",
+            "simulated": list(promotion.cluster.simulated),
+        },
+    }
+    try:
+        return Profile.model_validate(fields)
+    except ValidationError as error:
+        raise ProfileError(describe(error, f"catalog/models/{model.name}.yaml")) from None
+
+
+def longest_seconds(load: Profile) -> int:
+    """How long that load can take at most, all repeats included."""
+    return round(
+        JOB_START_S
+        + sum(
+            MOST_WINDOWS
+            * (requests_of_step(rate, load) / rate + load.warmup_seconds + load.timeout_s)
+            for rate in load.ladder
+        )
+    )
+
+
+def measure(
+    promotion: Promotion,
+    folder: Path,
+    release: Release,
+    rollout: Rollout,
+    smoke: SmokeReport,
+) -> Result:
+    """Run the benchmark Job against this Pod. `folder` gets result, raw rows, picture, report.
+
+    Raises ProfileError, KubernetesError, ResultError. A missed SLO is a result.
+    """
+    load = profile(promotion, release, rollout, smoke)
+    deadline = longest_seconds(load)
+    config, job = benchmark_job(release, load.model_dump_json(), deadline_s=deadline)
+    promotion.client.apply(config)
+    done = run_job(promotion.client, job, deadline_s=deadline + 60.0, on_event=promotion.on_event)
+    result = parse_result(done.result)
+    (folder / "rows.jsonl.gz").write_bytes(rows_from_events(done.events))
+    (folder / "result.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
+    write_report(folder, result, {"promotion": promotion.id, "cluster": promotion.cluster.name})
+    return result
+
+
+def write_report(folder: Path, result: Result, record: Mapping[str, Any]) -> None:
+    """(Re)write ttft.png and report.html."""
+    from loadtests import picture, report  # matplotlib takes a second to import
+
+    (folder / "ttft.png").write_bytes(picture.ttft_against_rate(result))
+    (folder / "report.html").write_text(report.html(result, record), encoding="utf-8")
+
+
+def verdict(result: Result) -> str:
+    """One line: the verdict and the numbers that decided it."""
+    step, slo = result.step_at_required_rate(), result.profile.slo
+    if step is None:
+        return f"{result.verdict}: {result.reason}"
+    return (
+        f"{result.verdict}: TTFT p95 {_ms(step.ttft_ms.p95)} (SLO {slo.ttft_p95_ms:g} ms), "
+        f"ITL p95 {_ms(step.itl_ms.p95)} (SLO {slo.itl_p95_ms:g} ms), attainment "
+        f"{step.attainment:.1%} at {slo.required_rate:g} req/s; {capacity(result)}"
+    )
+
+
+def capacity(result: Result) -> str:
+    """λ* as text."""
+    found = result.capacity
+    if found.at_least:
+        return f"λ* at least {found.estimate:g} req/s"
+    upper = "" if found.upper is None else f" to {found.upper:g}"
+    return f"λ* {found.estimate:g} req/s ({found.lower:g}{upper})"
+
+
+def _ms(value: float | None) -> str:
+    return "infinite (failed requests)" if value is None else f"{value:.0f} ms"
+
+
+def shown(result: Result, folder: Path) -> dict[str, Any]:
+    """The result as metadata: numbers, tables, the picture."""
+    import pandas as pd
+
+    png = base64.b64encode((folder / "ttft.png").read_bytes()).decode()
+    rows = pd.DataFrame(unpack_rows((folder / "rows.jsonl.gz").read_bytes()))
+    steps = [
+        {
+            "req/s asked": step.rate_asked,
+            "req/s achieved": round(step.rate_achieved, 2),
+            "requests": step.scheduled,
+            "failed": step.failed,
+            "TTFT p50": _ms(step.ttft_ms.p50),
+            "TTFT p95": _ms(step.ttft_ms.p95),
+            "TTFT p99": _ms(step.ttft_ms.p99),
+            "ITL p95": _ms(step.itl_ms.p95),
+            "attainment": f"{step.attainment:.1%}",
+            "in flight": round(step.in_flight_mean, 2),
+            "verdict": step.verdict,
+        }
+        for step in result.steps
+    ]
+    outcomes = (
+        rows.assign(error=rows["error"].fillna("").replace("", "none"))
+        .groupby(["phase", "error"])
+        .size()
+        .reset_index(name="requests")
+    )
+    table = [
+        {str(key): _plain(value) for key, value in row.items()}
+        for row in outcomes.to_dict("records")
+    ]
+    simulated = ", ".join(result.profile.simulated)
+    return {
+        "verdict": result.verdict,
+        "reason": result.reason,
+        "TTFT against arrival rate": dg.MetadataValue.md(
+            f"![TTFT against arrival rate](data:image/png;base64,{png})"
+        ),
+        "report": dg.MetadataValue.path(folder / "report.html"),
+        "steps": dg.MetadataValue.table([dg.TableRecord(row) for row in steps]),
+        "requests": dg.MetadataValue.table([dg.TableRecord(row) for row in table]),
+        "capacity": capacity(result),
+        "L* (requests in flight)": result.in_flight_at_capacity or 0.0,
+        "limited by": result.limited_by,
+        "simulated": simulated or "nothing",
+    }
+
+
+def _plain(value: Any) -> str | int:
+    return value if isinstance(value, str) else int(value)
+
+
+@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"locust"}, check_specs=[CHECK])
+def ttft_benchmark(
+    context: dg.AssetExecutionContext,
+    cluster: Cluster,
+    reports: Reports,
+    vllm_deployment: Candidate,
+    gpu_smoke_test: SmokeReport,
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Measured]]:
+    """Offer the catalog's load to the candidate's Pod, from a Job in the cluster.
+
+    No user's request goes there, and none of the load goes elsewhere. Without a verdict that can
+    be trusted, nobody is promoted.
+    """
+    with stage(context, cluster, reports) as promotion:
+        client, model = promotion.client, promotion.model
+        require(client, model, promotion.id, ["weights", "smoke"])
+        release, rollout = vllm_deployment.release(promotion), vllm_deployment.rollout
+        folder = reports.of(promotion)
+        result = measure(promotion, folder, release, rollout, gpu_smoke_test)
+        promotion.decided_by = verdict(result)
+        metadata = shown(result, folder)
+        yield dg.AssetCheckResult(
+            check_name=CHECK.name,
+            passed=result.verdict == "pass",
+            description=verdict(result),
+            metadata={"model": model.name, "commit": release.commit, **metadata},
+        )
+        if result.verdict != "pass":
+            raise Refused(refusal(release, result, folder))
+        pass_gate(
+            client, release, "benchmark", verdict(result), template_hash=rollout.template_hash
+        )
+        yield dg.MaterializeResult(value=Measured(result, str(folder)), metadata=metadata)
+
+
+def refusal(release: Release, result: Result, folder: Path) -> str:
+    """Why this result promotes nobody, and where to look."""
+    what = {
+        "fail": "misses its SLO",
+        "invalid": "could not be measured",
+        "inconclusive": "was not shown to keep its SLO",
+    }[result.verdict]
+    return (
+        f"{release.model.name} at {release.commit[:12]} {what}. {verdict(result)}. "
+        f"{result.reason}. See {folder / 'report.html'}; the SLO and the load stand in "
+        f"catalog/models/{release.model.name}.yaml."
+    )

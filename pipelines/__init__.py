@@ -1,0 +1,1 @@
+"""Wiring only: jobs, schedule, sensor, and the definitions that Dagster loads."""
