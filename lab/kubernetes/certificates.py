@@ -115,6 +115,18 @@ def admin_credentials(folder: Path) -> dict[str, str]:
     }
 
 
+def for_service(*names: str) -> dict[str, str]:
+    """An authority and one serving and client certificate for these DNS names, as PEM: keys ca.crt,
+    tls.crt and tls.key, as in a Secret."""
+    authority = _authority(f"vllm-promotion-lab-{names[0]}")
+    pair = _issue(authority, names[0], None, names)
+    return {
+        "ca.crt": authority.certificate_pem().decode(),
+        "tls.crt": pair.certificate_pem().decode(),
+        "tls.key": pair.key_pem().decode(),
+    }
+
+
 def _name(common: str, group: str | None) -> x509.Name:
     parts = [x509.NameAttribute(NameOID.COMMON_NAME, common)]
     if group:

@@ -100,9 +100,10 @@ def _remove(state: Path) -> None:
 
 @dataclass
 class Sandbox:
-    """A running sandbox: `init` is the pid of its first process."""
+    """A running sandbox: `init` is the pid of its first process, `cgroup` its own control group."""
 
     state: Path
+    cgroup: str
     init: int
     programs: list[Program] = field(default_factory=list)
     _keeper: subprocess.Popen[bytes] | None = None
@@ -116,12 +117,13 @@ class Sandbox:
     ) -> "Sandbox":
         """Makes state folder, cgroups, namespaces and the relay from the listening sockets to
         addresses (host:port) inside. Takes the sockets over. Raises LabError."""
+        cgroup = f"{MARKER}-{name}"
         lock = hold_name(name)
         try:
             make_state(state)
             config = KeeperConfig(
                 state=str(state),
-                cgroup=f"{MARKER}-{name}",
+                cgroup=cgroup,
                 relay={str(listening.fileno()): to for listening, to in relay.items()},
                 lock=lock.fileno(),
             )
@@ -141,7 +143,7 @@ class Sandbox:
             lock.close()
             for listening in relay:
                 listening.close()
-        sandbox = cls(state, 0, _keeper=keeper)
+        sandbox = cls(state, cgroup, 0, _keeper=keeper)
         try:
             sandbox.init = _read_answer(keeper)
         except BaseException:
