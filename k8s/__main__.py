@@ -1,49 +1,146 @@
-"""Look before you leap: `python -m k8s render MODEL`, `diff MODEL`, `platform`.
+"""Look before you leap: what a promotion would apply, and what it would change.
 
-render    print what a promotion would apply, without a cluster
-diff      compare that with what is live, by a server-side dry run; exit 0: the same, 1: it differs
-platform  print what an admin applies once: `… platform | kubectl apply --server-side -f -`
+render    print the objects of a model, without a cluster
+diff      compare them with what is live, by a server-side dry run: nothing is changed.
+          Exit status 0: the same, 1: it differs, 2: a mistake, or the cluster can't be asked
+platform  print what an admin applies once, for kubectl apply --server-side -f -
 """
 
 import argparse
+import difflib
 import sys
 
 import yaml
 
-from catalog import CatalogError, ClusterSpec, PoolError
+from catalog import CatalogError, ClusterSpec, ModelSpec, PoolError
 from catalog.load import catalog
-from k8s.manifests import platform
-from k8s.manifests.release import Obj
+from k8s import manifests, records, traffic
+from k8s.client import Client, Obj, connect
+from k8s.errors import KubernetesError
+from k8s.manifests import Release, Slot, Thresholds
+from k8s.records import PromotionRecord
 
-
-class Usage(Exception):
-    """A mistake of the person at the keyboard, in one line."""
+KINDS = ("Deployment", "PodDisruptionBudget", "Service", "ScaledObject", "Job")
+UNKNOWN_COMMIT = "0" * 40
+# The benchmark measures the real one.
+UNKNOWN_THRESHOLDS = Thresholds(in_flight=1, waiting=1, headroom=1.0, lead_seconds=60.0)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 (diff: something differs), 2 (a mistake, or no cluster)."""
+    """Returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        cluster = catalog().cluster(args.cluster)
-        print(to_yaml(platform(cluster)), end="")
-        return 0
-    except (CatalogError, PoolError, Usage) as error:
+        return _run(args)
+    except (CatalogError, PoolError, KubernetesError) as error:
         print(error, file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m k8s", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m k8s", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("platform")
-    one.add_argument("--cluster", default="lab")
+    for name in ("render", "diff", "platform"):
+        command = commands.add_parser(name)
+        command.add_argument("--cluster", default="lab", help="in catalog/clusters (default: lab)")
+        if name == "platform":
+            continue
+        command.add_argument("model", help="in catalog/models")
+        command.add_argument("--commit", help="40 hex digits (default: what is live, or zeros)")
+        command.add_argument("--kind", choices=KINDS, help="this one only")
+        if name == "render":
+            command.add_argument("--slot", choices=("blue", "green"), default="blue")
     return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    cluster = catalog().cluster(args.cluster)
+    if args.command == "platform":
+        print(to_yaml(manifests.platform(cluster)), end="")
+        return 0
+    model = catalog().model(args.model)
+    if args.command == "render":
+        release = _release(model, cluster, args.slot, args.commit, None)
+        print("# threshold and minReplicaCount come from the benchmark and the load: examples.")
+        objects = _objects(release, None)
+        objects.append(manifests.resolve_job(model, cluster, model.revision, release.promotion))
+        objects.append(manifests.download_job(model, cluster, release.commit, release.promotion))
+        print(to_yaml([obj for obj in objects if args.kind in (None, obj["kind"])]), end="")
+        return 0
+    client = connect(cluster)
+    current, _ = records.read(client, model)
+    slot: Slot = traffic.live_slot(client, model) or "blue"
+    release = _release(model, cluster, slot, args.commit, current)
+    objects = [obj for obj in _objects(release, current) if args.kind in (None, obj["kind"])]
+    text = difference(client, objects)
+    print(text, end="")
+    return 1 if text else 0
+
+
+def _release(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    slot: Slot,
+    commit: str | None,
+    current: PromotionRecord | None,
+) -> Release:
+    """What the catalog says now, with what only a promotion knows from the record."""
+    return Release(
+        model=model,
+        cluster=cluster,
+        commit=commit or (current.commit if current else UNKNOWN_COMMIT),
+        slot=slot,
+        promotion=current.promotion if current else "none",
+        startup_seconds=current.startup_seconds if current else model.rollout.start_seconds_min,
+    )
+
+
+def _objects(release: Release, current: PromotionRecord | None) -> list[Obj]:
+    thresholds = Thresholds(**current.thresholds) if current else UNKNOWN_THRESHOLDS
+    return [
+        manifests.deployment(release),
+        manifests.pdb(release),
+        manifests.service(release.model, release.cluster, release.slot),
+        manifests.scaled_object(release, thresholds, release.model.scaling.min_replicas),
+    ]
+
+
+def difference(client: Client, objects: list[Obj]) -> str:
+    """Unified diff from what is live to what an apply would make of it; "" for none."""
+    parts = []
+    for obj in objects:
+        name = f"{obj['kind']}/{obj['metadata']['name']}"
+        live = client.find(obj["kind"], obj["metadata"]["name"])
+        # As if forced: the question is what would change, not who may change it.
+        after = client.apply(obj, dry_run=True, force=True)
+        lines = difflib.unified_diff(
+            _plain(live).splitlines(),
+            _plain(after).splitlines(),
+            f"live {name}",
+            f"new {name}",
+            lineterm="",
+        )
+        parts += [line + "\n" for line in lines]
+    return "".join(parts)
+
+
+def _plain(obj: Obj | None) -> str:
+    """Without what the server writes of its own accord."""
+    if obj is None:
+        return ""
+    meta = {
+        key: value
+        for key, value in obj["metadata"].items()
+        if key in ("name", "namespace", "labels", "annotations")
+    }
+    return to_yaml([{**obj, "metadata": meta, "status": None}])
 
 
 class _Plain(yaml.SafeDumper):
     """Without anchors: kubectl reads them, people don't."""
 
-    def ignore_aliases(self, data: object) -> bool:
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         return True
 
 

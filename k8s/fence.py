@@ -1,14 +1,23 @@
-"""The fence: a stage runs only if each gate before it passed for just this promotion and Pods."""
+"""The fence: a stage runs only if each gate before it passed for just this promotion and Pods.
 
+Neither "materialize downstream" alone nor a re-execution that leaves out a failed check gets
+through: the passes are on the slot's Deployment in the cluster, not in Dagster.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
 from catalog import ModelSpec
-from k8s.client import Client
+from k8s import slots
+from k8s.client import Client, Obj
 from k8s.errors import KubernetesError
 from k8s.manifests import Release, Slot
+from k8s.manifests.release import COMMIT, GATE, PROMOTION, SLOTS
 
 GATES = ("weights", "smoke", "benchmark", "trigger")
+MANAGER = "vllm-promotion-gates"  # not the rollout's: an apply must not take the passes away
 
 
 class FenceError(KubernetesError):
@@ -41,9 +50,85 @@ def pass_gate(
     """Record on the slot's Deployment that the gate was passed. Raises FenceError if the
     Deployment is no longer this promotion's, or its Pods are others.
     """
-    raise NotImplementedError
+    if gate not in GATES:
+        raise ValueError(f"no gate {gate!r}; there are {GATES}")
+    deployment = client.get("Deployment", release.name)
+    _check_promotion(deployment, release.model, release.promotion)
+    now = slots.template_hash(client, release.model, release.slot, deployment)
+    if now != template_hash:
+        raise FenceError(
+            f"gate {gate} was passed by the Pods {template_hash} of Deployment {release.name}, but "
+            f"its template is now {now}: someone changed it. {_restart(release.model)}"
+        )
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    passed = GatePass(release.promotion, template_hash, at, summary)
+    note = {GATE + gate: json.dumps(asdict(passed))}
+    client.patch("Deployment", release.name, {"metadata": {"annotations": note}}, manager=MANAGER)
+
+
+def clear(client: Client, release: Release, deployment: Obj) -> None:
+    """Forget all passes of the slot: a new candidate comes."""
+    old = [key for key in slots.annotations(deployment) if key.startswith(GATE)]
+    if old:
+        patch = {"metadata": {"annotations": dict.fromkeys(old)}}
+        client.patch("Deployment", release.name, patch, manager=MANAGER)
 
 
 def require(client: Client, model: ModelSpec, promotion: str, gates: Sequence[str]) -> Candidate:
     """The candidate of this promotion, if it has passed `gates`. Raises FenceError."""
-    raise NotImplementedError
+    for slot in SLOTS:
+        deployment = slots.deployment_of(client, model, slot)
+        if deployment and slots.annotations(deployment).get(PROMOTION) == promotion:
+            break
+    else:
+        raise FenceError(
+            f"promotion {promotion} has no candidate of {model.name} in namespace "
+            f"{client.namespace}. {_restart(model)}"
+        )
+    template = slots.template_hash(client, model, slot, deployment)
+    if template is None:
+        raise FenceError(
+            f"Deployment {deployment['metadata']['name']} is being changed. {_restart(model)}"
+        )
+    passes = {gate: _passed(deployment, model, promotion, template, gate) for gate in gates}
+    commit = slots.annotations(deployment).get(COMMIT, "")
+    return Candidate(slot, commit, template, passes)
+
+
+def _passed(
+    deployment: Obj, model: ModelSpec, promotion: str, template: str, gate: str
+) -> GatePass:
+    where = f"Deployment {deployment['metadata']['name']}"
+    text = slots.annotations(deployment).get(GATE + gate)
+    if text is None:
+        raise FenceError(f"{where} has not passed gate {gate}. {_restart(model)}")
+    try:
+        passed = GatePass(**json.loads(text))
+    except (ValueError, TypeError):
+        raise FenceError(
+            f"{where}: annotation {GATE}{gate} is unreadable. {_restart(model)}"
+        ) from None
+    if passed.promotion != promotion:
+        raise FenceError(
+            f"{where} passed gate {gate} in promotion {passed.promotion}, not in {promotion}. "
+            f"{_restart(model)}"
+        )
+    if passed.template != template:
+        raise FenceError(
+            f"{where} passed gate {gate} with the Pods {passed.template}, but its template is now "
+            f"{template}: someone changed it. {_restart(model)}"
+        )
+    return passed
+
+
+def _check_promotion(deployment: Obj, model: ModelSpec, promotion: str) -> None:
+    owner = slots.annotations(deployment).get(PROMOTION)
+    if owner != promotion:
+        raise FenceError(
+            f"Deployment {deployment['metadata']['name']} belongs to promotion {owner}, not to "
+            f"{promotion}. {_restart(model)}"
+        )
+
+
+def _restart(model: ModelSpec) -> str:
+    return f"Start the whole job `promote` for {model.name}"

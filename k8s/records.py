@@ -2,10 +2,14 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from catalog import ModelSpec
 from k8s.client import Client
+from k8s.errors import KubernetesError
+from k8s.manifests.release import Slot, labels
+
+FORMAT = 1
 
 
 class PromotionRecord(BaseModel):
@@ -13,10 +17,10 @@ class PromotionRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
+    format: int = FORMAT
     promotion: str
     cluster: str
-    slot: str
+    slot: Slot
     at: str  # UTC, ISO 8601
     revision: str
     commit: str
@@ -38,11 +42,60 @@ class PromotionRecord(BaseModel):
     versions: dict[str, str] = {}
 
 
+def name(model: ModelSpec) -> str:
+    """Of the ConfigMap."""
+    return f"promotion-record-{model.object_name}"
+
+
 def read(client: Client, model: ModelSpec) -> tuple[PromotionRecord | None, PromotionRecord | None]:
-    """(current, previous). Raises KubernetesError for a record of another format."""
-    raise NotImplementedError
+    """(current, previous). Raises KubernetesError for a record that can't be read."""
+    config = client.find("ConfigMap", name(model))
+    data = (config or {}).get("data") or {}
+    return _parse(model, data, "current"), _parse(model, data, "previous")
+
+
+def _parse(model: ModelSpec, data: dict[str, str], key: str) -> PromotionRecord | None:
+    if key not in data:
+        return None
+    try:
+        record = PromotionRecord.model_validate_json(data[key])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "JSON"
+        raise KubernetesError(
+            f"ConfigMap {name(model)}, key {key}: is no record of this version: {field}: "
+            f"{first['msg']}. Restore it, or remove the key: then there is nothing to roll back to"
+        ) from None
+    if record.format != FORMAT:
+        raise KubernetesError(
+            f"ConfigMap {name(model)}, key {key}: has format {record.format}, this version reads "
+            f"{FORMAT}. Use the version that wrote it"
+        )
+    return record
 
 
 def write(client: Client, record: PromotionRecord) -> None:
-    """Make `record` the current one; the current one becomes the previous."""
-    raise NotImplementedError
+    """Make `record` the current one; the current one becomes the previous.
+
+    Writing the same promotion again changes the current one only. Hold the model's Lease.
+    """
+    current, previous = read(client, record.spec)
+    if current is not None and current.promotion != record.promotion:
+        previous = current
+    data = {"current": record.model_dump_json()}
+    if previous is not None:
+        data["previous"] = previous.model_dump_json()
+    client.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": name(record.spec),
+                "namespace": client.namespace,
+                "labels": labels("record", record.spec),
+            },
+            "data": data,
+        },
+        # Whoever edited it by hand: the record says what happened, not what one would like.
+        force=True,
+    )

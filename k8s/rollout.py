@@ -1,12 +1,28 @@
 """Bring a candidate up in the idle slot, or take it away again."""
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from catalog import ClusterSpec, ModelSpec
-from k8s.client import Client
+from k8s import fence, keda, manifests, readiness, records, slots, traffic
+from k8s.client import Client, Obj
+from k8s.errors import ConditionFailed, Conflict, KubernetesError, NotFound
 from k8s.gpus import Strategy
-from k8s.manifests import Release
+from k8s.manifests import Release, Slot, Thresholds, slot_name
+from k8s.manifests.platform import ENGINES
+from k8s.manifests.release import (
+    ENGINE_ACCOUNT,
+    JOBS_ACCOUNT,
+    MODEL,
+    PROMOTION,
+    SLOTS,
+    STANDING_ASIDE,
+    other_slot,
+)
 from k8s.records import PromotionRecord
 
 Progress = Callable[[str], None]
@@ -28,26 +44,68 @@ class Rollout:
     seconds_to_ready: float
 
 
+# Before anything is changed
+
+
 def preflight(client: Client, cluster: ClusterSpec, model: ModelSpec) -> None:
-    """Refuse what can't work, before anything is changed: missing platform parts, CRDs, rights,
+    """Refuse what can't work, before anything is changed: a missing part of the platform, CRD or
+    permission, an object or a scaler of someone else in the way. All by reading and dry runs.
 
-    a scaler of someone else. Raises KubernetesError with the next step.
+    Raises KubernetesError with the next step.
     """
-    raise NotImplementedError
+    apply = f"python -m k8s platform --cluster {cluster.name} | kubectl apply --server-side -f -"
+    needed = [
+        ("PersistentVolumeClaim", cluster.storage.claim),
+        ("ServiceAccount", ENGINE_ACCOUNT),
+        ("ServiceAccount", JOBS_ACCOUNT),
+        ("PodMonitor", ENGINES),
+    ]
+    for kind, name in needed:
+        if client.find(kind, name) is None:
+            raise NotFound(
+                f"{kind} {name} is missing in namespace {cluster.namespace} of cluster "
+                f"{cluster.name}. An admin applies it once: {apply}",
+                code=404,
+            )
+    slot = traffic.idle_slot(client, model)
+    refuse_conflicts(client, Release(model, cluster, "0" * 40, slot, "preflight", 60))
 
 
-def reap(
-    client: Client,
-    cluster: ClusterSpec,
-    model: ModelSpec,
-    promotion: str,
-    *,
-    progress: Progress = lambda _: None,
-) -> list[str]:
-    """Put right what killed promotions left. Call with the model's Lease held, before counting
-    GPUs. Returns what was done.
+def refuse_conflicts(client: Client, release: Release) -> None:
+    """A dry run of all that a promotion applies, by the API server. Nothing is changed.
+
+    Raises ConditionFailed (immutable selector, foreign scaler), Conflict (fields of others),
+    Invalid.
     """
-    raise NotImplementedError
+    if foreign := keda.foreign_scalers(client, release.model):
+        raise ConditionFailed(
+            f"{'; '.join(foreign)}: not by this pipeline, and two scalers on one target fight. "
+            "Delete it; the promotion makes its own"
+        )
+    rendered = manifests.deployment(release)
+    live = client.find("Deployment", release.name)
+    if live is not None and live["spec"]["selector"] != rendered["spec"]["selector"]:
+        raise ConditionFailed(
+            f"Deployment {release.name} exists with the selector "
+            f"{json.dumps(live['spec']['selector'])}, this pipeline's is "
+            f"{json.dumps(rendered['spec']['selector'])}, and a selector can't be changed. It was "
+            "not made by this pipeline and is left as it is: rename it, or rename the model"
+        )
+    traffic.apply_service(client, release.model, release.cluster, release.slot, dry_run=True)
+    thresholds = Thresholds(in_flight=1, waiting=1, headroom=1.0, lead_seconds=60.0)
+    for obj in (rendered, manifests.pdb(release), manifests.scaled_object(release, thresholds, 1)):
+        try:
+            client.apply(obj, dry_run=True)
+        except Conflict as error:
+            where = f"{obj['kind']} {release.name}"
+            raise Conflict(
+                f"{where} was changed by someone else: {error}. Undo it, or delete {where}: slot "
+                f"{release.slot} is not live",
+                fields=error.fields,
+            ) from None
+
+
+# Up
 
 
 def roll_out(
@@ -59,27 +117,257 @@ def roll_out(
 ) -> Rollout:
     """Apply the slot's objects and wait until the candidate is ready and stays so.
 
-    strategy "recreate": the live slot makes room first; abandon() brings it back.
-    Raises Conflict or Invalid before anything changed; ConditionFailed as soon as it can't come
-    up any more; WaitTimeout.
+    strategy "recreate": the live slot makes room first; abandon() brings it back. A candidate of
+    the same promotion that is there already is adopted. Raises Conflict, Invalid or
+    ConditionFailed before anything changed; later ConditionFailed as soon as it can't come up any
+    more, or WaitTimeout.
     """
-    raise NotImplementedError
+    model, name = release.model, release.name
+    live = traffic.live_slot(client, model)
+    if live == release.slot:
+        raise ConditionFailed(f"slot {live} of {model.name} is live: no candidate goes there")
+    refuse_conflicts(client, release)
+    if strategy == "recreate" and live is not None:
+        _stand_aside(client, model, live, release.promotion, progress)
+    keda.remove(client, model, release.slot, progress=progress)
+    before = client.find("Deployment", name)
+    if before is not None:
+        fence.clear(client, release, before)
+        if before["spec"].get("replicas") and not _is_ours(client, release, before):
+            progress(f"Deployment {name}: what is left of an earlier promotion is ended")
+            client.scale("Deployment", name, 0)
+    progress(f"Deployment {name}: applying commit {release.commit[:12]}")
+    client.apply(manifests.deployment(release))
+    client.apply(manifests.pdb(release))
+    if client.get("Deployment", name)["spec"].get("replicas") != 1:
+        client.scale("Deployment", name, 1)
+    pod, template = readiness.wait_until_ready(client, release, progress)
+    fence.pass_gate(
+        client, release, "weights", f"serves {release.weights_path}", template_hash=template
+    )
+    return Rollout(
+        deployment=name,
+        pod=pod["metadata"]["name"],
+        pod_ip=pod["status"]["podIP"],
+        node=pod["spec"]["nodeName"],
+        image_digest=readiness.image_digest(pod),
+        template_hash=template,
+        seconds_to_ready=readiness.seconds_to_ready(pod),
+    )
+
+
+def _is_ours(client: Client, release: Release, before: Obj) -> bool:
+    """It is this promotion's candidate, and an apply would not change its Pods."""
+    after = client.apply(manifests.deployment(release), dry_run=True)
+    return (
+        slots.annotations(before).get(PROMOTION) == release.promotion
+        and before["spec"]["template"] == after["spec"]["template"]
+    )
+
+
+def _stand_aside(
+    client: Client, model: ModelSpec, live: Slot, promotion: str, progress: Progress
+) -> None:
+    """Scale the live slot to 0. How to bring it back is written down first."""
+    name = slot_name(model, live)
+    deployment = client.get("Deployment", name)
+    if STANDING_ASIDE not in slots.annotations(deployment):
+        replicas = max(1, int(deployment["spec"].get("replicas", 1)))
+        note = json.dumps({"promotion": promotion, "replicas": replicas})
+        client.patch("Deployment", name, {"metadata": {"annotations": {STANDING_ASIDE: note}}})
+    progress(f"OUTAGE of {model.name} begins: {name} makes room for the candidate")
+    keda.pause(client, model, live, 0)
+    client.scale("Deployment", name, 0)
+
+
+# Down
 
 
 def abandon(
-    client: Client,
-    cluster: ClusterSpec,
-    model: ModelSpec,
-    promotion: str,
-    *,
-    progress: Progress = lambda _: None,
+    client: Client, model: ModelSpec, promotion: str, *, progress: Progress = lambda _: None
 ) -> list[str]:
-    """Take away what `promotion` brought up, unless it is live; bring a live slot back that made
-    room. Idempotent; does as much as it can, and raises at the end what failed.
+    """Take away what `promotion` brought up, unless it is live, and bring a live slot back that
+    made room for it. Returns what was done.
+
+    Idempotent. Does all that it can, then raises KubernetesError with what failed.
     """
-    raise NotImplementedError
+    live = traffic.live_slot(client, model)
+    todo = _Todo(progress)
+    todo.try_(lambda: _end_jobs(client, model, lambda of: of == promotion))
+    for slot in SLOTS:
+        if slot != live:
+            todo.try_(partial(_end_slot, client, model, slot, lambda of: of == promotion))
+    if live is not None:
+        todo.try_(lambda: _bring_back(client, model, live, progress))
+    return todo.finish()
 
 
-def drift(client: Client, record: PromotionRecord) -> list[str]:
-    """What someone changed on the live slot since `record`: one sentence each."""
-    raise NotImplementedError
+def reap(
+    client: Client, model: ModelSpec, promotion: str, *, progress: Progress = lambda _: None
+) -> list[str]:
+    """Put right what killed promotions left: candidates, Jobs, a live slot that made room.
+
+    Call with the model's Lease held (then all of that is orphaned), before counting GPUs. Returns
+    what was done. Raises KubernetesError.
+    """
+    live = traffic.live_slot(client, model)
+    _refuse_lost_service(client, model, live)
+    todo = _Todo(progress)
+    todo.try_(lambda: _end_jobs(client, model, lambda of: of != promotion))
+    for slot in SLOTS:
+        if slot != live:
+            todo.try_(partial(_end_slot, client, model, slot, lambda of: of != promotion))
+    if live is not None:
+        todo.try_(lambda: _bring_back(client, model, live, progress))
+        _wait_for_live(client, model, live, progress)
+    return todo.finish()
+
+
+class _Todo:
+    """Steps that are all tried, whatever becomes of the others."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.done: list[str] = []
+        self.failed: list[str] = []
+
+    def try_(self, step: Callable[[], list[str]]) -> None:
+        try:
+            deeds = step()
+        except KubernetesError as error:
+            self.failed.append(str(error))
+        else:
+            self.done += deeds
+            for deed in deeds:
+                self.progress(deed)
+
+    def finish(self) -> list[str]:
+        if self.failed:
+            raise KubernetesError("; ".join(self.failed))
+        return self.done
+
+
+def _end_jobs(client: Client, model: ModelSpec, whose: Callable[[str], bool]) -> list[str]:
+    """Delete Jobs that still run. Finished ones stay for those who want to look."""
+    done = []
+    for job in client.list("Job", labels={MODEL: model.name}):
+        name = job["metadata"]["name"]
+        of = job["metadata"]["labels"].get(PROMOTION)
+        over = any(slots.condition(job, end).get("status") == "True" for end in _JOB_ENDS)
+        if of and whose(of) and not over:
+            client.delete("Job", name)
+            done.append(f"Job {name} deleted")
+    for config in client.list("ConfigMap", labels={MODEL: model.name}):
+        of = config["metadata"]["labels"].get(PROMOTION)
+        if of and whose(of):
+            client.delete("ConfigMap", config["metadata"]["name"])
+    return done
+
+
+_JOB_ENDS = ("Complete", "Failed")
+
+
+def _end_slot(
+    client: Client, model: ModelSpec, slot: Slot, whose: Callable[[str], bool]
+) -> list[str]:
+    deployment = slots.deployment_of(client, model, slot)
+    of = slots.annotations(deployment).get(PROMOTION) if deployment else None
+    if deployment is None or of is None or not whose(of):
+        return []
+    name = slot_name(model, slot)
+    had_scaler = client.find("ScaledObject", name) is not None
+    keda.remove(client, model, slot)
+    if not had_scaler and not deployment["spec"].get("replicas"):
+        return []
+    traffic.scale_to_zero(client, model, slot)
+    return [f"Deployment {name} of promotion {of} scaled to 0"]
+
+
+def _bring_back(client: Client, model: ModelSpec, live: Slot, progress: Progress) -> list[str]:
+    """Undo _stand_aside. Raises AutoscalingNotProven if KEDA doesn't take over again."""
+    deployment = slots.deployment_of(client, model, live)
+    note = slots.annotations(deployment).get(STANDING_ASIDE) if deployment else None
+    if deployment is None or note is None:
+        return []
+    name = slot_name(model, live)
+    replicas = int(json.loads(note)["replicas"])
+    keda.unpause(client, model, live)
+    if not deployment["spec"].get("replicas"):
+        client.scale("Deployment", name, replicas)
+    forget = {"metadata": {"annotations": {STANDING_ASIDE: None}}}
+    client.patch("Deployment", name, forget)
+    progress(f"Deployment {name}: live again with {replicas} replicas, once they have started")
+    keda.resume(client, model, live, progress=progress)
+    return [f"Deployment {name} brought back to {replicas} replicas"]
+
+
+def _wait_for_live(client: Client, model: ModelSpec, live: Slot, progress: Progress) -> None:
+    """A live slot that was just brought back needs its start-up time. Goes on when it is over."""
+    deployment = slots.deployment_of(client, model, live)
+    if deployment is None or not deployment["spec"].get("replicas"):
+        return
+    deadline = time.monotonic() + deployment["spec"].get("progressDeadlineSeconds", 600)
+    said = False
+    while not traffic.ready_replicas(client, model, live):
+        if time.monotonic() > deadline:
+            progress(f"Deployment {slot_name(model, live)} is live and has no ready Pod")
+            return
+        if not said:
+            progress(f"Deployment {slot_name(model, live)}: waiting until it is ready again")
+            said = True
+        time.sleep(1)
+
+
+def _refuse_lost_service(client: Client, model: ModelSpec, live: Slot | None) -> None:
+    """Without the Service nobody can tell which slot is live, and the wrong one might be ended."""
+    if live is not None:
+        return
+    current, _ = records.read(client, model)
+    if current is not None and traffic.ready_replicas(client, model, current.slot):
+        raise ConditionFailed(
+            f"the record says that slot {current.slot} of {model.name} is live, and it runs, but "
+            f"Service {model.object_name} is gone or selects no slot. Restore it: "
+            f"python -m k8s render {model.name} --slot {current.slot} --kind Service | "
+            "kubectl apply --server-side --field-manager=vllm-promotion -f -"
+        )
+
+
+# Drift
+
+
+def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list[str]:
+    """What someone changed on the live slot since `record`: one sentence each, by field and
+    manager where the API server knows them.
+    """
+    release = Release(
+        record.spec, cluster, record.commit, record.slot, record.promotion, record.startup_seconds
+    )
+    deployment = client.find("Deployment", release.name)
+    if deployment is None:
+        return [f"Deployment {release.name} is gone"]
+    found = []
+    thresholds = Thresholds(**record.thresholds)
+    minimum = record.spec.scaling.min_replicas
+    rendered: list[dict[str, Any]] = [
+        manifests.deployment(release),
+        manifests.service(record.spec, cluster, record.slot),
+        manifests.scaled_object(release, thresholds, minimum),
+    ]
+    for obj in rendered:
+        try:
+            client.apply(obj, dry_run=True)
+        except Conflict as error:
+            found += [
+                f"{obj['kind']} {obj['metadata']['name']}: {field} was set by {manager}"
+                for field, manager in error.fields.items()
+            ] or [f"{obj['kind']} {obj['metadata']['name']}: {error}"]
+    template = slots.template_hash(client, record.spec, record.slot, deployment)
+    if template != record.template_hash:
+        found.append(
+            f"Deployment {release.name}: its Pods are {template}, those promoted were "
+            f"{record.template_hash}"
+        )
+    live = traffic.live_slot(client, record.spec)
+    if live == other_slot(record.slot):
+        found.append(f"Service {record.spec.object_name}: selects slot {live}, not {record.slot}")
+    return found

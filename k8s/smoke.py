@@ -1,12 +1,31 @@
-"""The smoke test of a candidate: GPU truth, health, name, known answers, moving counters."""
+"""The smoke test of a candidate: GPU truth, health, name, known answers, moving counters.
 
+/health is 200 on a hung engine, and a healthy engine can talk nonsense: only answers prove.
+"""
+
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from catalog.model import KnownAnswer, ModelSpec
+from k8s import logs, pod_http, prometheus
 from k8s.client import Client
-from k8s.gpus import Gpu
+from k8s.errors import HttpStatus, PodUnreachable
+from k8s.gpus import Gpu, parse_nvidia_smi
 from k8s.manifests import Release
+from k8s.manifests.release import GPU_CHECK, PORT
 from k8s.rollout import Rollout
+
+Progress = Callable[[str], None]
+
+QUICK_S = 10.0
+ANSWER_S = 120.0
+COUNTERS_S = 10.0  # vLLM updates its counters a little after the answer
+USED_BEFORE_START = 0.05  # share of a GPU's memory; drivers and displays hold a little
+PROMPT_TOKENS = "vllm:prompt_tokens_total"
+GENERATED_TOKENS = "vllm:generation_tokens_total"
 
 
 @dataclass(frozen=True)
@@ -16,6 +35,7 @@ class Answer:
     prompt: str
     expect: str
     text: str | None
+    prompt_tokens: int
     tokens: int
     ok: bool
 
@@ -40,15 +60,221 @@ class SmokeReport:
 
     def summary(self) -> str:
         """One line for the gate."""
-        raise NotImplementedError
+        if not self.passed:
+            return "; ".join(self.failures)
+        products = ", ".join(sorted({gpu.product for gpu in self.gpus}))
+        return (
+            f"{len(self.gpus)} × {products}, driver {self.driver}; "
+            f"{len(self.answers)} of {len(self.answers)} known answers right; "
+            f"token counters advanced by {self.tokens_advanced}"
+        )
 
 
 def smoke_test(
-    client: Client,
-    release: Release,
-    rollout: Rollout,
-    *,
-    progress: Callable[[str], None] = lambda _: None,
+    client: Client, release: Release, rollout: Rollout, *, progress: Progress = lambda _: None
 ) -> SmokeReport:
-    """Ask the candidate's Pod. A failing candidate gives a report with failures, no error."""
-    raise NotImplementedError
+    """Ask the candidate's Pod. A failing candidate gives a report with failures, no error.
+
+    Everything is looked at even after a failure, so that one report says all.
+    """
+    failures: list[str] = []
+    progress(f"Pod {rollout.pod}: asking its GPU check")
+    gpus = _gpus(client, release, rollout.pod, failures)
+    progress(f"Pod {rollout.pod}: asking /health and /v1/models")
+    engine = _Engine(client, rollout.pod, release.model)
+    health = _health(engine, failures)
+    model_id, root = _name(engine, release, failures)
+    before = _tokens(engine, failures)
+    answers = []
+    for known in release.model.smoke:
+        progress(f"Pod {rollout.pod}: asking {known.prompt!r}")
+        answers.append(_ask(engine, known, failures))
+    advanced = _advanced(engine, before, answers, failures)
+    return SmokeReport(
+        gpus=tuple(gpus),
+        driver=gpus[0].driver if gpus else "",
+        health=health,
+        model_id=model_id,
+        model_root=root,
+        answers=tuple(answers),
+        tokens_advanced=advanced,
+        failures=tuple(failures),
+    )
+
+
+@dataclass(frozen=True)
+class _Engine:
+    client: Client
+    pod: str
+    model: ModelSpec
+
+    def text(self, path: str) -> str:
+        return pod_http.get_text(self.client, self.pod, PORT, path, timeout_s=QUICK_S)
+
+    def json(self, path: str) -> Any:
+        return pod_http.get_json(self.client, self.pod, PORT, path, timeout_s=QUICK_S)
+
+    def post(self, path: str, body: Any) -> Any:
+        return pod_http.post_json(self.client, self.pod, PORT, path, body, timeout_s=ANSWER_S)
+
+
+def _gpus(client: Client, release: Release, pod: str, failures: list[str]) -> list[Gpu]:
+    """What nvidia-smi said in the Pod's init container, before the engine started."""
+    lines = logs.tail(client, pod, GPU_CHECK, 64)
+    try:
+        gpus = parse_nvidia_smi("\n".join(lines))
+    except ValueError as error:
+        failures.append(f"Pod {pod}: {error}")
+        return []
+    failures += check_gpus(gpus, release)
+    return gpus
+
+
+def check_gpus(gpus: list[Gpu], release: Release) -> list[str]:
+    """What is wrong with the GPUs of a Pod of `release`: a sentence each."""
+    wanted = release.model.gpus
+    product = release.cluster.pool(release.model).gpu_product
+    failures = []
+    if len(gpus) != wanted.count:
+        failures.append(f"the Pod sees {len(gpus)} GPUs, {wanted.count} were asked for")
+    for gpu in gpus:
+        total, used = gpu.memory_total_mib, gpu.memory_used_mib
+        # Labels and nvidia-smi spell alike only in part: nvidia-a100-80gb, NVIDIA A100-SXM4-80GB.
+        if not _words(product) - {"shared"} <= _words(gpu.product):
+            failures.append(
+                f"GPU {gpu.index} is a {gpu.product}, the node pool should have {product}"
+            )
+        if total and used and used > USED_BEFORE_START * total:
+            failures.append(
+                f"GPU {gpu.index} ({gpu.uuid}) holds {used} MiB of {total} MiB before start: "
+                "another process has it. Look for it on the node with nvidia-smi"
+            )
+        if total and wanted.min_memory_mib and total < wanted.min_memory_mib:
+            failures.append(
+                f"GPU {gpu.index} has {total} MiB, gpus.min_memory_mib is {wanted.min_memory_mib}"
+            )
+    return failures
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _health(engine: _Engine, failures: list[str]) -> int:
+    try:
+        engine.text("/health")
+    except HttpStatus as error:
+        failures.append(f"/health answers {error.code}: {error.body[:200]}")
+        return error.code
+    except PodUnreachable as error:
+        failures.append(f"/health doesn't answer: {error}")
+        return 0
+    return 200
+
+
+def _name(engine: _Engine, release: Release, failures: list[str]) -> tuple[str, str]:
+    """The engine serves this commit under this name, and not what it found elsewhere."""
+    try:
+        entry = engine.json("/v1/models")["data"][0]
+        served, root = str(entry["id"]), str(entry["root"])
+    except (HttpStatus, PodUnreachable) as error:
+        failures.append(f"/v1/models: {error}")
+        return "", ""
+    except (LookupError, TypeError, ValueError):
+        failures.append("/v1/models has no first model with id and root")
+        return "", ""
+    if served != release.model.served_name:
+        failures.append(
+            f"/v1/models says the model is {served!r}, served_name is {release.model.served_name!r}"
+        )
+    if root.rstrip("/") != release.weights_path:
+        failures.append(f"/v1/models says the weights are {root!r}, not {release.weights_path!r}")
+    return served, root
+
+
+def _tokens(engine: _Engine, failures: list[str]) -> tuple[float, float] | None:
+    """Prompt and generated tokens so far; None if /metrics doesn't say."""
+    try:
+        text = engine.text("/metrics")
+    except (HttpStatus, PodUnreachable) as error:
+        failures.append(f"/metrics: {error}")
+        return None
+    counters = [prometheus.samples(text, name) for name in (PROMPT_TOKENS, GENERATED_TOKENS)]
+    if not all(counters):
+        failures.append(f"/metrics has no {PROMPT_TOKENS} or {GENERATED_TOKENS}: is it a vLLM?")
+        return None
+    return sum(counters[0]), sum(counters[1])
+
+
+def _ask(engine: _Engine, known: KnownAnswer, failures: list[str]) -> Answer:
+    try:
+        text, usage = _complete(engine, known)
+    except (HttpStatus, PodUnreachable) as error:
+        body = f": {error.body[:200]}" if isinstance(error, HttpStatus) else ""
+        failures.append(f"prompt {known.prompt!r}: {error}{body}")
+        return Answer(known.prompt, known.expect, None, 0, 0, False)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        failures.append(f"prompt {known.prompt!r}: the answer is no completion")
+        return Answer(known.prompt, known.expect, None, 0, 0, False)
+    prompt_tokens = int(usage.get("prompt_tokens") or 0)
+    tokens = int(usage.get("completion_tokens") or 0)
+    ok = text is not None and known.expect.casefold() in text.casefold()
+    if text is None:
+        failures.append(
+            f"prompt {known.prompt!r}: {tokens} tokens and no text (thinking used them up?); "
+            f"expected {known.expect!r}. Raise max_tokens of this prompt (now {known.max_tokens})"
+        )
+    elif not ok:
+        failures.append(f"prompt {known.prompt!r}: expected {known.expect!r}, given {text!r}")
+    return Answer(known.prompt, known.expect, text, prompt_tokens, tokens, ok)
+
+
+def _complete(engine: _Engine, known: KnownAnswer) -> tuple[str | None, dict[str, Any]]:
+    """Text and usage. Sampling is sent, for else generation_config.json decides on it."""
+    body: dict[str, Any] = {
+        "model": engine.model.served_name,
+        "temperature": 0,
+        "top_p": 1,
+        "max_tokens": known.max_tokens,
+    }
+    if not engine.model.chat:
+        answer = engine.post("/v1/completions", body | {"prompt": known.prompt})
+        return answer["choices"][0].get("text"), answer.get("usage") or {}
+    body["messages"] = [{"role": "user", "content": known.prompt}]
+    try:
+        # Templates that know no thinking ignore it.
+        answer = engine.post(
+            "/v1/chat/completions", body | {"chat_template_kwargs": {"enable_thinking": False}}
+        )
+    except HttpStatus as error:
+        if error.code != 400:  # a tokenizer without a Jinja template may refuse the field
+            raise
+        answer = engine.post("/v1/chat/completions", body)
+    return answer["choices"][0]["message"].get("content"), answer.get("usage") or {}
+
+
+def _advanced(
+    engine: _Engine,
+    before: tuple[float, float] | None,
+    answers: list[Answer],
+    failures: list[str],
+) -> int:
+    """Tokens by which the counters advanced: at least those that the answers say."""
+    wanted = (sum(a.prompt_tokens for a in answers), sum(a.tokens for a in answers))
+    if before is None or not wanted[1]:
+        return 0
+    deadline = time.monotonic() + COUNTERS_S
+    while True:
+        after = _tokens(engine, failures)
+        if after is None:
+            return 0
+        moved = (after[0] - before[0], after[1] - before[1])
+        if moved[0] >= wanted[0] and moved[1] >= wanted[1]:
+            return int(moved[0] + moved[1])
+        if time.monotonic() > deadline:
+            failures.append(
+                f"/metrics: the counters advanced by {moved[0]:g} prompt and {moved[1]:g} "
+                f"generated tokens, the answers used {wanted[0]} and {wanted[1]}: who answered?"
+            )
+            return int(moved[0] + moved[1])
+        time.sleep(0.5)

@@ -1,13 +1,24 @@
 """Which slot users reach, and moving them to the other one."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from catalog import ClusterSpec, ModelSpec
-from k8s.client import Client
+from k8s import keda, manifests, pod_http, prometheus, slots
+from k8s.client import Client, Obj
+from k8s.errors import ConditionFailed, Conflict, HttpStatus, PodUnreachable, WaitTimeout
 from k8s.manifests import Slot
+from k8s.manifests.release import PORT, SLOT, SLOTS, STANDING_ASIDE, other_slot, slot_name
+from k8s.manifests.scaling import RUNNING, WAITING
 
 Progress = Callable[[str], None]
+
+ENDPOINTS_SECONDS = 60.0
+# Proxies learn of new endpoints a little later, and a client with kept-alive connections is
+# silent between two requests: so a slot counts as empty only after this many looks at 0.
+QUIET_LOOKS = 5
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -21,17 +32,21 @@ class Drain:
 
 def live_slot(client: Client, model: ModelSpec) -> Slot | None:
     """The slot that the Service selects, or None."""
-    raise NotImplementedError
+    service = client.find("Service", model.object_name)
+    selected = ((service or {}).get("spec", {}).get("selector") or {}).get(SLOT)
+    return next((slot for slot in SLOTS if slot == selected), None)
 
 
 def idle_slot(client: Client, model: ModelSpec) -> Slot:
     """The slot for the next candidate."""
-    raise NotImplementedError
+    live = live_slot(client, model)
+    return other_slot(live) if live else "blue"
 
 
 def ready_replicas(client: Client, model: ModelSpec, slot: Slot) -> int:
     """Ready replicas of the slot's Deployment; 0 if there is none."""
-    raise NotImplementedError
+    deployment = slots.deployment_of(client, model, slot)
+    return int((deployment or {}).get("status", {}).get("readyReplicas", 0))
 
 
 def switch(
@@ -42,17 +57,119 @@ def switch(
     *,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Move users to `slot`; returns when the Service's endpoints are its ready Pods only."""
-    raise NotImplementedError
+    """Move users to `slot`; returns when the Service's endpoints are its ready Pods only.
+
+    The old slot goes on serving what reaches it: kept-alive connections stay with its Pods until
+    drain(). When the endpoints don't come right, users are moved back. Raises ConditionFailed if
+    the slot has no ready Pod, Conflict if someone else owns the Service's selector, WaitTimeout.
+    """
+    if not ready_replicas(client, model, slot):
+        raise ConditionFailed(
+            f"Deployment {slot_name(model, slot)} has no ready Pod: users stay where they are"
+        )
+    before = live_slot(client, model)
+    progress(f"Service {model.object_name}: from slot {before} to {slot}")
+    apply_service(client, model, cluster, slot)
+    try:
+        _wait_for_endpoints(client, model, slot, progress)
+    except BaseException:
+        if before is not None and before != slot:
+            apply_service(client, model, cluster, before)
+        raise
+
+
+def apply_service(
+    client: Client, model: ModelSpec, cluster: ClusterSpec, slot: Slot, *, dry_run: bool = False
+) -> None:
+    """Apply the Service with this slot. Raises Conflict if its selector is someone else's."""
+    try:
+        client.apply(manifests.service(model, cluster, slot), dry_run=dry_run)
+    except Conflict as error:
+        raise Conflict(
+            f"Service {model.object_name} is managed by someone else ({error}). Rename or delete "
+            "that Service, or hand it over: kubectl apply --server-side --force-conflicts "
+            "--field-manager=vllm-promotion with the output of `python -m k8s render "
+            f"{model.name}`",
+            fields=error.fields,
+        ) from None
+
+
+def _wait_for_endpoints(client: Client, model: ModelSpec, slot: Slot, progress: Progress) -> None:
+    deadline = time.monotonic() + ENDPOINTS_SECONDS
+    state = ""
+    while time.monotonic() < deadline:
+        ready = _ready_endpoints(client, model)
+        ours = {p["metadata"]["name"] for p in slots.pods(client, model, slot)}
+        if ready and ready <= ours:
+            progress(f"Service {model.object_name}: endpoints are {', '.join(sorted(ready))}")
+            return
+        state = f"ready endpoints are {sorted(ready)}, Pods of slot {slot} are {sorted(ours)}"
+        time.sleep(0.5)
+    raise WaitTimeout(
+        f"EndpointSlices of Service {model.object_name} don't show the Pods of slot {slot} after "
+        f"{ENDPOINTS_SECONDS:.0f} s: {state}. Is the controller manager running?",
+        last_state=state,
+    )
+
+
+def _ready_endpoints(client: Client, model: ModelSpec) -> set[str]:
+    service = {"kubernetes.io/service-name": model.object_name}
+    return {
+        str(endpoint.get("targetRef", {}).get("name"))
+        for endpoints in client.list("EndpointSlice", labels=service)
+        for endpoint in endpoints.get("endpoints") or []
+        if endpoint.get("conditions", {}).get("ready")
+    }
 
 
 def drain(
-    client: Client,
-    model: ModelSpec,
-    cluster: ClusterSpec,
-    slot: Slot,
-    *,
-    progress: Progress = lambda _: None,
+    client: Client, model: ModelSpec, slot: Slot, *, progress: Progress = lambda _: None
 ) -> Drain:
-    """Let the requests of the old slot end, then scale it to 0. Refuses the live slot."""
-    raise NotImplementedError
+    """Let the requests of the old slot end, then scale it to 0 and keep it for a rollback.
+
+    Ends when its Pods have had no request for some seconds, or after rollout.drain_seconds: what
+    runs then still has the Pods' own grace (vLLM's --shutdown-timeout). Raises ConditionFailed
+    for the live slot.
+    """
+    if live_slot(client, model) == slot:
+        raise ConditionFailed(f"slot {slot} of {model.name} is live: it can't be drained")
+    start = time.monotonic()
+    running, quiet = 0.0, 0
+    while time.monotonic() - start < model.rollout.drain_seconds and quiet < QUIET_LOOKS:
+        looked = in_flight(client, slots.pods(client, model, slot))
+        if looked is None:
+            quiet = 0  # a Pod that doesn't answer may be working
+        else:
+            running, quiet = looked, quiet + 1 if looked == 0 else 0
+        progress(f"draining {slot_name(model, slot)}: {running:.0f} requests in flight")
+        time.sleep(LOOK_SECONDS)
+    keda.remove(client, model, slot, progress=progress)
+    scale_to_zero(client, model, slot)
+    progress(f"{slot_name(model, slot)}: scaled to 0, kept for a rollback")
+    return Drain(slot, time.monotonic() - start, 0.0 if quiet >= QUIET_LOOKS else running)
+
+
+def in_flight(client: Client, pods: list[Obj]) -> float | None:
+    """Running and waiting requests of the Pods, from their own /metrics; None if one is silent."""
+    total = 0.0
+    for pod in pods:
+        try:
+            text = pod_http.get_text(
+                client, pod["metadata"]["name"], PORT, "/metrics", timeout_s=10
+            )
+        except (PodUnreachable, HttpStatus):
+            return None
+        total += sum(prometheus.samples(text, RUNNING)) + sum(prometheus.samples(text, WAITING))
+    return total
+
+
+def scale_to_zero(client: Client, model: ModelSpec, slot: Slot) -> None:
+    """Scale the slot's Deployment to 0, if there is one, and forget that it stood aside."""
+    deployment = slots.deployment_of(client, model, slot)
+    if deployment is None:
+        return
+    if deployment["spec"].get("replicas") != 0:
+        client.scale("Deployment", slot_name(model, slot), 0)
+    if STANDING_ASIDE in slots.annotations(deployment):
+        forget = {"metadata": {"annotations": {STANDING_ASIDE: None}}}
+        client.patch("Deployment", slot_name(model, slot), forget)

@@ -1,0 +1,58 @@
+"""The two slots of a model as the cluster has them now."""
+
+from catalog import ModelSpec
+from k8s.client import Client
+from k8s.manifests.release import Obj, Slot, engine_selector, slot_name
+
+REVISION = "deployment.kubernetes.io/revision"
+TEMPLATE_HASH = "pod-template-hash"
+
+
+def annotations(obj: Obj) -> dict[str, str]:
+    """The annotations of an object, {} for none."""
+    return obj["metadata"].get("annotations") or {}
+
+
+def template_hash(client: Client, model: ModelSpec, slot: Slot, deployment: Obj) -> str | None:
+    """The pod-template-hash of the Deployment's present template.
+
+    None while the controller has not yet seen that template.
+    """
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
+        return None
+    revision = annotations(deployment).get(REVISION)
+    for replica_set in client.list("ReplicaSet", labels=engine_selector(model, slot)):
+        if revision is not None and annotations(replica_set).get(REVISION) == revision:
+            return str(replica_set["metadata"]["labels"][TEMPLATE_HASH])
+    return None
+
+
+def pods(
+    client: Client, model: ModelSpec, slot: Slot, labels: dict[str, str] | None = None
+) -> list[Obj]:
+    """The slot's Pods (with these labels) that are not on their way out, newest first."""
+    found = [
+        pod
+        for pod in client.list("Pod", labels=engine_selector(model, slot) | (labels or {}))
+        if "deletionTimestamp" not in pod["metadata"]
+    ]
+    return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
+
+
+def condition(obj: Obj, kind: str) -> Obj:
+    """The condition of that type, {} if it isn't there."""
+    for item in obj.get("status", {}).get("conditions") or []:
+        if item["type"] == kind:
+            return dict(item)
+    return {}
+
+
+def is_ready(pod: Obj) -> bool:
+    """The Pod has its Ready condition."""
+    return condition(pod, "Ready").get("status") == "True"
+
+
+def deployment_of(client: Client, model: ModelSpec, slot: Slot) -> Obj | None:
+    """The slot's Deployment, or None."""
+    return client.find("Deployment", slot_name(model, slot))
