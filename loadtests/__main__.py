@@ -1,0 +1,138 @@
+"""`python -m loadtests --profile profile.json --out DIR`: the program of the benchmark Job.
+
+Runs Locust as a process of its own, prints its progress, and leaves DIR/result.json and
+DIR/rows.jsonl.gz. Exit status: 0 the SLO holds, 1 it doesn't, 3 no verdict (with the reason),
+2 wrong usage.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loadtests.profile import ProfileError, load_profile
+from loadtests.result import Result, load_result, rows_events
+
+EXIT_CODES = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
+NO_VERDICT, USAGE = 3, 2
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests", description=__doc__)
+    parser.add_argument("--profile", type=Path, required=True, help="JSON file, see profile.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for result and raw rows")
+    options = parser.parse_args(arguments)
+    events = not sys.stdout.isatty()
+    try:
+        load_profile(options.profile)
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "rows.jsonl.gz"):  # never take an old one for this run's
+            (options.out / name).unlink(missing_ok=True)
+    except ProfileError as error:
+        _error(events, "ProfileError", str(error), "Correct the profile.")
+        return USAGE
+    except OSError as error:
+        _error(events, "OutError", f"--out: {error}", "Name a folder that can be written.")
+        return USAGE
+    try:
+        code = _run_locust(options.profile, options.out, events)
+    except (_Interrupted, KeyboardInterrupt):
+        _error(events, "Interrupted", "the benchmark was stopped", "Run it again.")
+        return NO_VERDICT
+    if not (options.out / "result.json").exists():
+        if code not in (USAGE, NO_VERDICT):  # these have said why
+            _error(
+                events,
+                "LoadTestCrashed",
+                f"Locust ended with status {code} and left no result",
+                "Its last words are above.",
+            )
+        return code if code in (USAGE, NO_VERDICT) else NO_VERDICT
+    result = load_result(options.out / "result.json")
+    if events:
+        for event in rows_events((options.out / "rows.jsonl.gz").read_bytes()):
+            _print(event)
+        _print({"event": "result", **result.model_dump(mode="json")})
+    else:
+        print(_summary(result, options.out))
+    return EXIT_CODES[result.verdict]
+
+
+def _run_locust(profile: Path, out: Path, events: bool) -> int:
+    """Locust's exit status; its events are passed on as they come."""
+    command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless"]
+    command += ["--users", "1", "--spawn-rate", "1", "--only-summary", "--loglevel", "WARNING"]
+    command += ["--load-profile", str(profile), "--out", str(out), "--json-events"]
+    locust = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+    def stop(_signal: int, _frame: types.FrameType | None) -> None:
+        raise _Interrupted
+
+    # The first process of a container gets no default handler: SIGTERM would do nothing.
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        assert locust.stdout is not None, "a pipe was asked for"
+        for line in locust.stdout:
+            _pass_on(line, events)
+        return locust.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if locust.poll() is None:
+            locust.kill()
+            locust.wait()
+
+
+def _pass_on(line: str, events: bool) -> None:
+    try:
+        event = json.loads(line)
+        name = event["event"]
+    except (ValueError, KeyError, TypeError):
+        print(line, end="", file=sys.stderr)
+        return
+    if events:
+        _print(event)
+    elif name == "error":
+        _error(events, event["error"], event["message"], event["next"])
+    else:
+        print(event["message"], flush=True)
+
+
+def _error(events: bool, name: str, message: str, next_step: str) -> None:
+    if events:
+        _print({"event": "error", "error": name, "message": message, "next": next_step})
+    else:
+        print(f"{name}: {message}\n{next_step}", file=sys.stderr)
+
+
+def _print(event: Mapping[str, Any]) -> None:
+    print(json.dumps(event, separators=(",", ":")), flush=True)
+
+
+def _summary(result: Result, out: Path) -> str:
+    rates = result.capacity
+    lines = [
+        f"{result.verdict.upper()}: {result.reason}",
+        f"capacity: {'at least ' if rates.at_least else ''}{rates.estimate:g} req/s a replica"
+        + ("" if rates.at_least else f" ({rates.lower:g} passed, {rates.upper or 0:g} failed)"),
+        f"limited by: {result.limited_by}",
+    ]
+    if result.profile.simulated:
+        lines.append(f"simulated: {', '.join(result.profile.simulated)}")
+    return "\n".join([*lines, f"result and raw rows: {out}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

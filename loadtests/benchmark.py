@@ -1,0 +1,137 @@
+"""One benchmark from profile to result. Runs under gevent, in the Locust process."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from loadtests.answer import Exchange, Row
+from loadtests.engine import Engine, LoadTestError, parse_metrics
+from loadtests.generator import Generator
+from loadtests.ladder import climb
+from loadtests.profile import Profile
+from loadtests.result import Result, Step, pack_rows
+from loadtests.verdict import (
+    Window,
+    capacity,
+    in_flight_at,
+    limited_by,
+    overall,
+    prefix_hits,
+    restarted,
+)
+
+Progress = Callable[[str, dict[str, Any]], None]
+
+
+def run(
+    profile: Profile,
+    progress: Progress,
+    on_end: Callable[[Exchange], None],
+    on_row: Callable[[Row], None],
+) -> tuple[Result, bytes]:
+    """Runs the ladder; the result, and the content of rows.jsonl.gz.
+
+    `progress` gets a sentence and its numbers, `on_end` each request as it ends, `on_row` the
+    measured ones once their window is over. Raises LoadTestError if the engine can't be measured.
+    """
+    started = time.time()
+    clock_ns = time.perf_counter_ns()
+    engine = Engine(profile.base_url, profile.timeout_s)
+    facts = engine.facts(profile.model)
+    length = profile.prompt_tokens + profile.output_tokens
+    if facts.max_model_len is not None and length > facts.max_model_len:
+        raise LoadTestError(
+            "PromptTooLong",
+            f"prompt_tokens + output_tokens is {length}, the engine takes {facts.max_model_len}",
+            "Shorten them in the profile, or raise --max-model-len.",
+        )
+    generator = Generator(profile, engine, on_end)
+    generator.calibrate()
+    rows: list[Row] = []
+
+    def reading() -> Any:
+        text = engine.get("/metrics").decode("utf-8", "replace")
+        return parse_metrics(text, profile.model, time.perf_counter_ns())
+
+    def measure(rate: float, repeat: int) -> Window:
+        again = " again" if repeat else ""
+        progress(f"{rate:g} req/s: load starts{again}", {"rate": rate, "repeat": repeat})
+        window = generator.window(rate, repeat)
+        rows.extend(window.rows)
+        for row in window.measured:
+            on_row(row)
+        return window
+
+    before = reading()
+    steps = []
+    for step in climb(profile, measure):
+        steps.append(step)
+        progress(_sentence(step), _numbers(step))
+    after = reading()
+
+    spoiled = prefix_hits(before, after, generator.prompts.overhead, len(rows))
+    if restarted([before, *generator.samples, after]):
+        spoiled = "the engine restarted during the run"
+    verdict, reason = overall(steps, profile, spoiled)
+    rates = capacity(steps, profile.slo)
+    result = Result(
+        verdict=verdict,
+        reason=reason,
+        steps=tuple(steps),
+        capacity=rates,
+        in_flight_at_capacity=in_flight_at(rates, steps),
+        limited_by=limited_by(steps),
+        profile=profile,
+        started_at=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        seconds=round(time.time() - started, 1),
+        server={
+            "version": facts.version,
+            "model": facts.model,
+            "root": facts.root,
+            "max_model_len": facts.max_model_len,
+            "server": facts.server,
+            "prompt_tokens_per_word": round(generator.prompts.tokens_per_word, 3),
+            "template_tokens": round(generator.prompts.overhead, 1),
+        },
+        network={
+            "path": "direct",
+            "address": f"{generator.address[0]}:{generator.address[1]}",
+            "reused_connections": round(sum(r.reused for r in rows) / max(1, len(rows)), 3),
+            # To turn the rows' monotonic ns into wall-clock time.
+            "clock_monotonic_ns": clock_ns,
+            "clock_unix_ns": int(started * 1e9),
+        },
+        versions={
+            "python": platform.python_version(),
+            "cores": str(os.cpu_count()),
+            **{name: importlib.metadata.version(name) for name in ("locust", "gevent")},
+        },
+    )
+    packed = pack_rows([row.as_json() for row in rows] + [s.as_json() for s in generator.samples])
+    return result, packed
+
+
+def _sentence(step: Step) -> str:
+    p95 = "infinite" if step.ttft_ms.p95 is None else f"{step.ttft_ms.p95:.0f} ms"
+    return (
+        f"{step.rate_asked:g} req/s: {step.verdict}: {step.reason}; TTFT p95 {p95}, "
+        f"{step.in_flight_mean:.1f} in flight"
+    )
+
+
+def _numbers(step: Step) -> dict[str, Any]:
+    return {
+        "rate": step.rate_asked,
+        "verdict": step.verdict,
+        "ttft_p95_ms": step.ttft_ms.p95,
+        "attainment": step.attainment,
+        "scheduled": step.scheduled,
+        "failed": step.failed,
+        "in_flight": step.in_flight_mean,
+        "send_lag_p99_ms": step.send_lag_p99_ms,
+        "generator_cpu": step.generator_cpu,
+    }

@@ -1,0 +1,245 @@
+"""Offers load: open loop, one greenlet an arrival, the clock read before anything is parsed.
+
+Runs under gevent, in the Locust process.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import Greenlet, socket
+
+from loadtests.answer import Exchange, Phase, read_answer
+from loadtests.arrivals import draw
+from loadtests.clock import Alarm
+from loadtests.engine import Engine, LoadTestError, Sample, parse_metrics
+from loadtests.ladder import requests_of_step
+from loadtests.profile import Profile
+from loadtests.prompts import Prompts
+from loadtests.response import BadResponse
+from loadtests.verdict import Window
+
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+SAMPLE_SECONDS = 0.5
+# vLLM closes a connection that was idle for 5 s; never be the one who finds out.
+IDLE_SECONDS = 1.0
+CALIBRATION_WORDS = 8
+
+
+class Generator:
+    """Load for one engine. `on_end` is called in the request's greenlet when it has ended."""
+
+    def __init__(self, profile: Profile, engine: Engine, on_end: Callable[[Exchange], None]):
+        self.profile = profile
+        self.engine = engine
+        self.path = PATHS[profile.endpoint]
+        self.prompts = Prompts(profile.seed)
+        self.samples: list[Sample] = []
+        # Resolved once: a name look-up takes longer than some first tokens.
+        family = socket.AF_UNSPEC
+        try:
+            found = socket.getaddrinfo(engine.host, engine.port, family, socket.SOCK_STREAM)
+        except OSError as error:
+            raise LoadTestError(
+                "EngineUnreachable",
+                f"{engine.base_url}: {engine.host} can't be resolved: {error}",
+                "Correct base_url.",
+            ) from None
+        self.family, self.address = found[0][0], found[0][4]
+        self._on_end = on_end
+        self._idle: list[tuple[float, Any]] = []
+        self._readings: list[tuple[int, bytes]] = []
+
+    def calibrate(self) -> None:
+        """Asks the engine how many tokens a word is, with two short requests.
+
+        Raises LoadTestError if it doesn't answer, or if no prompt can be as short as asked.
+        """
+        counts = []
+        for words in (CALIBRATION_WORDS, CALIBRATION_WORDS + 64):
+            answer = self.engine.post(
+                self.path, {**self._body(self.prompts.words(words)), "max_tokens": 1}
+            )
+            tokens = (answer.get("usage") or {}).get("prompt_tokens")
+            if not isinstance(tokens, int):
+                raise LoadTestError(
+                    "NotAnEngine",
+                    f"{self.engine.base_url}{self.path} answers without usage.prompt_tokens",
+                    "Check that base_url is a vLLM engine.",
+                )
+            counts.append((words, tokens))
+        self.prompts.calibrate(*counts)
+        shortest = self.prompts.overhead + 3 * self.prompts.tokens_per_word
+        if shortest > self.profile.prompt_tokens + 1:
+            raise LoadTestError(
+                "PromptTooShort",
+                f"prompt_tokens is {self.profile.prompt_tokens}, but the chat template alone has "
+                f"{self.prompts.overhead:.0f}",
+                f"Ask for {shortest:.0f} tokens or more, or for endpoint completions.",
+            )
+
+    def window(self, rate: float, repeat: int) -> Window:
+        """Warm-up and one measured window at `rate`, without a break between them.
+
+        Returns when the last request has ended or timed out.
+        """
+        plan = self._plan(rate, repeat)
+        start = time.perf_counter_ns() + 20_000_000
+        for exchange, _ in plan:
+            exchange.scheduled += start
+        warmup_ns = int(self.profile.warmup_seconds * 1e9)
+        measured = requests_of_step(rate, self.profile)
+        first, last = start + warmup_ns, start + warmup_ns + int(measured / rate * 1e9)
+        sampler = gevent.spawn(self._sample)
+        greenlets: list[Greenlet] = []
+        alarm = Alarm()
+        cpu_at: list[tuple[int, float]] = []
+        gc.collect()
+        gc.disable()  # a collection stops all greenlets for milliseconds
+        try:
+            for exchange, request in plan:
+                if exchange.phase == "measure" and not cpu_at:
+                    cpu_at.append((time.perf_counter_ns(), time.process_time()))
+                alarm.wait_until(exchange.scheduled)
+                greenlets.append(gevent.spawn(self._send, exchange, request))
+            alarm.wait_until(last)
+            cpu_at.append((time.perf_counter_ns(), time.process_time()))
+            gevent.joinall(greenlets)
+        finally:
+            gevent.killall(greenlets)
+            sampler.kill()
+            alarm.close()
+            gc.enable()
+        (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at
+        samples = self._take_samples()
+        rows = tuple(
+            read_answer(exchange, rate, repeat, self.profile.model) for exchange, _ in plan
+        )
+        cpu = (cpu_1 - cpu_0) / ((wall_1 - wall_0) / 1e9)
+        return Window(rate, first, last, rows, cpu, samples)
+
+    def _plan(self, rate: float, repeat: int) -> list[tuple[Exchange, bytes]]:
+        """Every request of a window, ready to send; `scheduled` counts from its start."""
+        profile = self.profile
+        warmup = round(profile.warmup_seconds * rate)
+        phases: list[tuple[Phase, float, int]] = [
+            ("warmup", 0.0, warmup),
+            ("measure", profile.warmup_seconds, requests_of_step(rate, profile)),
+        ]
+        plan: list[tuple[Exchange, bytes]] = []
+        for phase, offset, count in phases:
+            seed = f"{profile.seed} {rate!r} {repeat} {phase}"
+            for at in draw(profile.arrival, rate, count, seed, profile.gamma_shape):
+                exchange = Exchange(len(plan), int((offset + at) * 1e9), phase)
+                name = f"{rate:g}-{repeat}-{exchange.number}"
+                plan.append((exchange, self._request(name)))
+        return plan
+
+    def _body(self, prompt: str) -> dict[str, Any]:
+        text = (
+            {"messages": [{"role": "user", "content": prompt}]}
+            if self.profile.endpoint == "chat"
+            else {"prompt": prompt}
+        )
+        # Temperature is always sent: a model's generation_config.json may say otherwise.
+        return {"model": self.profile.model, **text, "temperature": 0}
+
+    def _request(self, name: str) -> bytes:
+        body = {
+            **self._body(self.prompts.draw(self.profile.prompt_tokens)),
+            "max_tokens": self.profile.output_tokens,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        data = json.dumps(body).encode()
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: {self.engine.host}:{self.engine.port}\r\n"
+            "Content-Type: application/json\r\nAccept: text/event-stream\r\n"
+            f"X-Request-Id: {name}\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        return head.encode() + data
+
+    def _send(self, exchange: Exchange, request: bytes) -> None:
+        """One request, sent once, whatever happens: a retry would hide a failure."""
+        connection = None
+        stage = "connect"
+        try:
+            with gevent.Timeout(self.profile.timeout_s, TimeoutError):
+                exchange.sent = time.perf_counter_ns()
+                connection = self._connection(exchange)
+                stage = "reset"
+                connection.sendall(request)
+                feed, receive = exchange.response.feed, connection.recv
+                while True:
+                    data = receive(65536)
+                    now = time.perf_counter_ns()
+                    if not data or feed(now, data):
+                        break
+        except TimeoutError:
+            exchange.failure = "timeout"
+            exchange.detail = f"no end within {self.profile.timeout_s:g} s ({stage})"
+        except BadResponse as error:
+            exchange.failure, exchange.detail = "bad_http", str(error)
+        except OSError as error:
+            exchange.failure, exchange.detail = stage, str(error)
+        exchange.end = time.perf_counter_ns()
+        if connection is not None:
+            if exchange.failure is None and exchange.response.keeps_alive:
+                self._idle.append((time.monotonic(), connection))
+            else:
+                connection.close()
+        self._on_end(exchange)
+
+    def _connection(self, exchange: Exchange) -> Any:
+        """An idle connection, if there is a fresh one, else a new one."""
+        while self._idle:
+            since, connection = self._idle.pop()
+            if time.monotonic() - since < IDLE_SECONDS and _is_open(connection):
+                exchange.reused = True
+                exchange.connected = exchange.sent
+                return connection
+            connection.close()
+        connection = socket.socket(self.family, socket.SOCK_STREAM)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.connect(self.address)
+        except BaseException:
+            connection.close()
+            raise
+        exchange.connected = time.perf_counter_ns()
+        return connection
+
+    def _sample(self) -> None:
+        """Reads /metrics every half second, over a connection of its own; parsed later."""
+        engine = Engine(self.engine.base_url, self.profile.timeout_s)
+        while True:
+            try:
+                text = engine.get("/metrics")
+                self._readings.append((time.perf_counter_ns(), text))
+            except LoadTestError:
+                pass  # a gap in the samples; what counts are the requests
+            gevent.sleep(SAMPLE_SECONDS)
+
+    def _take_samples(self) -> tuple[Sample, ...]:
+        samples = tuple(
+            parse_metrics(text.decode("utf-8", "replace"), self.profile.model, time_ns)
+            for time_ns, text in self._readings
+        )
+        self._readings.clear()
+        self.samples += samples
+        return samples
+
+
+def _is_open(connection: Any) -> bool:
+    """Whether an idle connection has neither been closed by the server nor anything to read."""
+    try:
+        connection._sock.recv(1, socket.MSG_PEEK)  # gevent's own recv would wait
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,53 @@
+"""Which rates are run, and how often: up the ladder to the first clear fail. Pure.
+
+The search for λ* (double, bisect, repeat the edges) would be another such function.
+"""
+
+from collections.abc import Callable, Iterator
+
+from loadtests.profile import Profile
+from loadtests.result import Step
+from loadtests.verdict import Window, fewest_requests, judge, untrusted
+
+# Windows at one rate: a machine that stalled once may be asked again, not for ever.
+MOST_WINDOWS = 2
+MOST_WINDOWS_REQUIRED = 5
+
+
+def requests_of_step(rate: float, profile: Profile) -> int:
+    """step_seconds of load, or longer if a verdict needs more requests."""
+    return max(round(rate * profile.step_seconds), fewest_requests(profile.slo.attainment))
+
+
+def climb(profile: Profile, measure: Callable[[float, int], Window]) -> Iterator[Step]:
+    """The steps of the ladder, as they end. `measure(rate, repeat)` offers one window of load.
+
+    A window in which the generator lagged is thrown away and repeated. At the required rate, an
+    inconclusive step gets more windows, pooled with the first. Ends, but not below the required
+    rate, after the first clear fail, or where the generator can't offer the rate.
+    """
+    for rate in profile.ladder:
+        step = _step(rate, profile, measure)
+        yield step
+        if step.verdict in ("fail", "invalid") and rate >= profile.slo.required_rate:
+            return
+
+
+def _step(rate: float, profile: Profile, measure: Callable[[float, int], Window]) -> Step:
+    required = rate == profile.slo.required_rate
+    valid: list[Window] = []
+    discarded: list[str] = []
+    step = None
+    for repeat in range(MOST_WINDOWS_REQUIRED if required else MOST_WINDOWS):
+        window = measure(rate, repeat)
+        if reason := untrusted(window, profile):
+            discarded.append(reason)
+            if not valid:
+                step = judge([window], profile, discarded)
+            continue
+        valid.append(window)
+        step = judge(valid, profile, discarded)
+        if not (required and step.verdict == "inconclusive"):
+            break
+    assert step is not None, "at least one window was measured"
+    return step

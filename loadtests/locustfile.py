@@ -1,0 +1,191 @@
+"""The benchmark as a Locust program:
+
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 [--headless]
+
+Locust gives its command line, console and web page. Its users and wait times are not used: they
+are a closed loop, in which a slow answer delays the next request and so hides itself. One user
+runs the whole ladder, and generator.py starts a greenlet for each arrival.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from locust import User, events, task
+from locust.env import Environment
+from locust.exception import StopUser
+from locust.runners import MasterRunner, WorkerRunner
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pydantic import ValidationError
+
+from loadtests.answer import Exchange, Row
+from loadtests.benchmark import run
+from loadtests.engine import Engine, LoadTestError
+from loadtests.generator import PATHS
+from loadtests.profile import Profile, ProfileError, describe, load_profile
+from loadtests.result import Verdict
+
+EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
+NO_VERDICT, USAGE = 3, 2
+# Profile fields that are flags of the same name.
+_TRAFFIC = (
+    "endpoint step_seconds warmup_seconds arrival gamma_shape seed prompt_tokens output_tokens"
+)
+TRAFFIC = [*_TRAFFIC.split(), "timeout_s"]
+LIMITS = ("ttft_p95_ms", "itl_p95_ms", "error_rate", "required_rate")
+log = logging.getLogger("loadtests")
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def add_options(parser: Any) -> None:
+    """The profile's fields as flags; they also show on Locust's web page."""
+    add = parser.add_argument
+    add("--load-profile", default="", help="JSON file with the whole profile, instead of flags")
+    add("--out", default="", help="folder for result.json and rows.jsonl.gz")
+    add("--model", default="", help="served name; by default the only one that is served")
+    add("--endpoint", choices=sorted(PATHS), default="completions", help="API to load")
+    add("--rates", default="1,2,4,8,16", help="ladder of arrival rates, req/s")
+    add("--step-seconds", type=float, default=30, help="least load at each rate")
+    add("--warmup-seconds", type=float, default=5, help="load before each step, not counted")
+    add("--arrival", choices=["poisson", "constant", "gamma"], default="poisson", help="process")
+    add("--gamma-shape", type=float, default=1.0, help="below 1: burstier than Poisson")
+    add("--seed", type=int, default=1, help="of the arrivals")
+    add("--prompt-tokens", type=int, default=64, help="length of a prompt")
+    add("--output-tokens", type=int, default=16, help="length of an answer")
+    add("--ttft-p95-ms", type=float, default=500, help="SLO")
+    add("--itl-p95-ms", type=float, default=200, help="SLO")
+    add("--error-rate", type=float, default=0.0, help="SLO: share that may fail")
+    add("--required-rate", type=float, default=1, help="rate, req/s, at which the SLO must hold")
+    add("--timeout-s", type=float, default=60, help="after this a request has failed")
+    # For programs: one JSON event a line on stdout.
+    add("--json-events", action="store_true", include_in_web_ui=False, help="print JSON events")
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def refuse_workers(environment: Environment, **_: Any) -> None:
+    """Half of the arrivals, sent by one of two workers, would be judged as if they were all."""
+    if isinstance(environment.runner, MasterRunner | WorkerRunner):
+        log.error(
+            "several workers are not supported yet: leave out --processes, --master, --worker"
+        )
+        sys.exit(USAGE)
+    # Until there is a verdict: an interrupted run has none.
+    environment.process_exit_code = NO_VERDICT
+
+
+class Replica(User):
+    """Stands for the replica under test: its one task offers it the whole ladder of loads."""
+
+    fixed_count = 1
+
+    @task
+    def benchmark(self) -> None:
+        """Runs the benchmark, then ends the test."""
+        environment = self.environment
+        options = environment.parsed_options
+        try:
+            code = _benchmark(environment, options)
+        except ProfileError as error:
+            _say_error(options, "ProfileError", str(error), "Correct the profile.")
+            code = USAGE
+        except LoadTestError as error:
+            _say_error(options, error.name, str(error), error.next_step)
+            code = NO_VERDICT
+        environment.process_exit_code = code
+        if environment.web_ui:
+            environment.runner.stop()
+        else:
+            environment.runner.quit()
+        raise StopUser
+
+
+def _benchmark(environment: Environment, options: Any) -> int:
+    profile = _profile(environment.host, options)
+    path = PATHS[profile.endpoint]
+    fire: Any = environment.events.request.fire
+
+    def on_end(exchange: Exchange) -> None:
+        # Cheap, while load runs; what the bytes mean is read when the window is over.
+        failure = exchange.failure
+        if failure is None and exchange.response.status != 200:
+            failure = f"http_{exchange.response.status}"
+        end = exchange.end or exchange.scheduled
+        fire(
+            request_type="POST",
+            name=path,
+            response_time=(end - exchange.scheduled) / 1e6,
+            response_length=0,
+            exception=RuntimeError(failure) if failure else None,
+            context={},
+        )
+
+    def on_row(row: Row) -> None:
+        fire(
+            request_type="TTFT",
+            name=f"at {row.rate:g} req/s",
+            response_time=0.0 if row.error else row.ttft_ms,
+            response_length=0,
+            exception=RuntimeError(row.error) if row.error else None,
+            context={},
+        )
+
+    def progress(message: str, numbers: dict[str, Any]) -> None:
+        if options.json_events:
+            _event(event="progress", message=message, **numbers)
+        else:
+            log.info(message)
+
+    result, rows = run(profile, progress, on_end, on_row)
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rows.jsonl.gz").write_bytes(rows)
+        (folder / "result.json").write_text(result.model_dump_json(indent=1) + "\n")
+    if not options.json_events:
+        rates = result.capacity
+        most = "at least " if rates.at_least else ""
+        log.info("%s: %s", result.verdict.upper(), result.reason)
+        log.info("capacity %s%g req/s, limited by %s", most, rates.estimate, result.limited_by)
+    return EXIT_CODES[result.verdict]
+
+
+def _profile(host: str | None, options: Any) -> Profile:
+    """From the file or from the flags. Raises ProfileError, and LoadTestError if the engine has
+    to be asked for the model and is away."""
+    if options.load_profile:
+        profile = load_profile(Path(options.load_profile))
+        return profile.model_copy(update={"base_url": host}) if host else profile
+    if not host:
+        raise ProfileError("--host: the engine's address is missing, e.g. http://127.0.0.1:8000")
+    try:
+        given = {
+            "base_url": host,
+            "model": options.model or "unknown",
+            "rates": [float(rate) for rate in options.rates.split(",")],
+            "slo": {name: getattr(options, name) for name in LIMITS},
+            **{name: getattr(options, name) for name in TRAFFIC},
+        }
+        profile = Profile.model_validate(given)
+    except ValidationError as error:
+        raise ProfileError(describe(error, "flags")) from None
+    except ValueError as error:
+        raise ProfileError(f"--rates: {error}; write e.g. 1,2,4") from None
+    if options.model:
+        return profile
+    model = Engine(profile.base_url, profile.timeout_s).facts("").model
+    return profile.model_copy(update={"model": model})
+
+
+def _say_error(options: Any, name: str, message: str, next_step: str) -> None:
+    if options.json_events:
+        _event(event="error", error=name, message=message, next=next_step)
+    else:
+        log.error("%s: %s. %s", name, message, next_step)
+
+
+def _event(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)

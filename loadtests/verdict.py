@@ -1,0 +1,363 @@
+"""Does a window of load meet the SLO, can it be trusted, and what capacity follows. Pure."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from loadtests.answer import Row
+from loadtests.engine import Sample
+from loadtests.profile import Profile, Slo
+from loadtests.result import Capacity, Quantiles, ServerLoad, Step, Verdict
+
+Z = 1.645  # each bound alone is wrong in 5 % of cases
+LAG_FLOOR_MS = 5.0
+LAG_SHARE_OF_TTFT = 0.02
+ACHIEVED_LEAST = 0.99
+GENERATOR_CPU_MOST = 0.80
+PREFIX_HITS_MOST = 0.01
+WRONG_LENGTH_MOST = 0.01
+# A window that grows: significant slope, and a growth that matters beside the SLO.
+SLOPE_T = 3.5
+SLOPE_SHARE_OF_TTFT = 0.25
+
+
+@dataclass(frozen=True)
+class Window:
+    """Load at one rate, measured once. Rows of its warm-up are in `rows` too. Times in ns.
+
+    `cpu`: share of one core that the generator used. `samples`: the engine's metrics meanwhile.
+    """
+
+    rate: float
+    start: int
+    end: int
+    rows: tuple[Row, ...]
+    cpu: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def measured(self) -> list[Row]:
+        """The rows that count."""
+        return [row for row in self.rows if row.phase == "measure"]
+
+    @property
+    def seconds(self) -> float:
+        """Length of the measured window."""
+        return (self.end - self.start) / 1e9
+
+
+def wilson(successes: int, of: int) -> tuple[float, float]:
+    """Lower and upper bound of a share, each at 95 % (Wilson 1927, score interval)."""
+    if of == 0:
+        return 0.0, 1.0
+    share, z2 = successes / of, Z * Z
+    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
+    half = Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def fewest_requests(attainment: float) -> int:
+    """So few requests, all good, already show that `attainment` holds: n / (n + z²) ≥ it."""
+    return math.ceil(Z * Z * attainment / (1 - attainment))
+
+
+def quantile(values: Sequence[float], q: float) -> float | None:
+    """The q-quantile, linearly interpolated; None if there are no values or it is infinite."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    at = q * (len(ordered) - 1)
+    below, above = ordered[math.floor(at)], ordered[math.ceil(at)]
+    if math.isinf(above):
+        return None
+    return below + (above - below) * (at - math.floor(at))
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """p50, p95 and p99 of values in ms."""
+    p50, p95, p99 = (quantile(values, q) for q in (0.5, 0.95, 0.99))
+    return Quantiles(p50=_round(p50), p95=_round(p95), p99=_round(p99))
+
+
+def meets(row: Row, slo: Slo) -> bool:
+    """Whether one request met every limit of the SLO; a failed one never does."""
+    gap = quantile(row.token_gaps_ms, 0.95) or 0.0
+    return row.ttft_ms <= slo.ttft_p95_ms and gap <= slo.itl_p95_ms
+
+
+def untrusted(window: Window, profile: Profile) -> str:
+    """Why no verdict may be drawn from a window; empty if one may."""
+    rows = window.measured
+    lag = _send_lag_p99_ms(rows)
+    lag_most = max(LAG_FLOOR_MS, LAG_SHARE_OF_TTFT * profile.slo.ttft_p95_ms)
+    if lag > lag_most:
+        return f"the generator lagged: send lag p99 {lag:.1f} ms, at most {lag_most:.1f} allowed"
+    achieved = achieved_rate(window)
+    if achieved < ACHIEVED_LEAST * window.rate:
+        return f"the generator sent {achieved:.2f} req/s where {window.rate:g} were asked"
+    if window.cpu > GENERATOR_CPU_MOST:
+        return (
+            f"the generator used {window.cpu:.0%} of its core, at most "
+            f"{GENERATOR_CPU_MOST:.0%} allowed"
+        )
+    good = [row for row in rows if not row.error and row.usage]
+    wrong = [row for row in good if row.tokens_out != profile.output_tokens]
+    if len(wrong) > WRONG_LENGTH_MOST * len(rows):
+        return (
+            f"{len(wrong)} of {len(rows)} answers don't have the {profile.output_tokens} tokens "
+            f"asked for, one has {wrong[0].tokens_out}: does the engine heed ignore_eos?"
+        )
+    return ""
+
+
+def achieved_rate(window: Window) -> float:
+    """Requests/s that were really sent: a late last one stretches the window."""
+    sent = [row.sent for row in window.measured if row.sent is not None]
+    if not sent:
+        return 0.0
+    return len(sent) / ((max(window.end, *sent) - window.start) / 1e9)
+
+
+def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str]) -> Step:
+    """One step of the ladder from its valid windows, pooled.
+
+    Where there is none, pass the last invalid one: its step is invalid, for the last reason in
+    `discarded`.
+    """
+    rows = [row for window in windows for row in window.measured]
+    slo, rate = profile.slo, windows[0].rate
+    met = sum(meets(row, slo) for row in rows)
+    low, high = wilson(met, len(rows))
+    seconds = sum(window.seconds for window in windows)
+    misses = Counter(row.error for row in rows if row.error)
+    ttft = quantiles([row.ttft_ms for row in rows])
+    reason = untrusted(windows[-1], profile)
+    verdict: Verdict
+    if reason:
+        verdict = "invalid"
+    else:
+        verdict, reason = _decide(met, len(rows), misses, slo, ttft)
+        growth = _growth_ms(windows[-1])
+        if verdict == "pass" and growth > SLOPE_SHARE_OF_TTFT * slo.ttft_p95_ms:
+            verdict = "inconclusive"
+            reason = f"not steady: TTFT grew by {growth:.0f} ms over the window; load longer"
+    chunk_gaps = [gap for row in rows for gap in row.chunk_gaps_ms]
+    chunks = sum(row.chunks for row in rows)
+    return Step(
+        rate_asked=rate,
+        rate_achieved=round(sum(achieved_rate(w) * w.seconds for w in windows) / seconds, 4),
+        seconds=round(seconds, 3),
+        scheduled=len(rows),
+        failed=misses.total(),
+        misses=dict(misses),
+        ttft_ms=ttft,
+        itl_ms=quantiles([gap for row in rows for gap in row.token_gaps_ms]),
+        chunk_gap_ms=quantiles(chunk_gaps),
+        e2e_ms=quantiles([row.e2e_ms for row in rows]),
+        tokens_per_chunk=_round(
+            sum(sum(row.chunk_tokens) for row in rows) / chunks if chunks else None
+        ),
+        tokens_in_mean=_mean([row.tokens_in for row in rows if row.tokens_in is not None]),
+        tokens_out_mean=_mean([row.tokens_out for row in rows if not row.error and row.tokens_out]),
+        attainment=round(met / len(rows), 4),
+        attainment_low=round(low, 4),
+        attainment_high=round(high, 4),
+        in_flight_mean=round(sum(_in_flight(w) * w.seconds for w in windows) / seconds, 3),
+        server=_server_load(windows),
+        send_lag_p99_ms=round(_send_lag_p99_ms(rows), 3),
+        generator_cpu=round(sum(w.cpu * w.seconds for w in windows) / seconds, 3),
+        reused_connections=round(sum(row.reused for row in rows) / len(rows), 3),
+        repeats=len(windows),
+        discarded=tuple(discarded),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _decide(
+    met: int, scheduled: int, misses: Counter[str], slo: Slo, ttft: Quantiles
+) -> tuple[Verdict, str]:
+    failed = misses.total()
+    low, high = wilson(met, scheduled)
+    share = f"{met} of {scheduled} requests met the SLO ({met / scheduled:.1%})"
+    if wilson(failed, scheduled)[0] > slo.error_rate:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in misses.most_common())
+        return "fail", f"{failed} of {scheduled} requests failed: {kinds}"
+    if high < slo.attainment:
+        p95 = "beyond all answers" if ttft.p95 is None else f"{ttft.p95:.0f} ms"
+        return "fail", f"{share}; TTFT p95 {p95}, SLO {slo.ttft_p95_ms:g} ms"
+    if low >= slo.attainment and failed <= slo.error_rate * scheduled:
+        return "pass", share
+    return "inconclusive", (
+        f"{share}, so between {low:.1%} and {high:.1%}: too few requests to say whether it is "
+        f"{slo.attainment:.0%}"
+    )
+
+
+def capacity(steps: Sequence[Step], slo: Slo) -> Capacity:
+    """λ* from a ladder: above the highest rate that passed with all rates below it not failing,
+    below the lowest that failed; between them where attainment, interpolated, crosses the SLO."""
+    failed = [step for step in steps if step.verdict == "fail"]
+    upper = min((step.rate_asked for step in failed), default=None)
+    passed = [
+        step
+        for step in steps
+        if step.verdict == "pass" and (upper is None or step.rate_asked < upper)
+    ]
+    if not passed:
+        return Capacity(lower=0.0, estimate=0.0, upper=upper, at_least=False)
+    best = max(passed, key=lambda step: step.rate_asked)
+    if upper is None:
+        rate = best.rate_asked
+        return Capacity(lower=rate, estimate=rate, upper=None, at_least=True)
+    worst = min(failed, key=lambda step: step.rate_asked)
+    drop = best.attainment - worst.attainment
+    share = (best.attainment - slo.attainment) / drop if drop > 0 else 0.0
+    estimate = best.rate_asked + min(1.0, max(0.0, share)) * (upper - best.rate_asked)
+    return Capacity(lower=best.rate_asked, estimate=round(estimate, 3), upper=upper, at_least=False)
+
+
+def in_flight_at(rates: Capacity, steps: Sequence[Step]) -> float | None:
+    """L*, mean requests in flight at λ*: Little's law L = λ·W with the time in the engine, W, of
+    the highest step that passed. (W at λ* is a little longer: the threshold errs to the safe
+    side.) None if nothing passed."""
+    step = next((s for s in steps if rates.lower > 0 and s.rate_asked == rates.lower), None)
+    if step is None:
+        return None
+    return round(step.in_flight_mean * rates.estimate / step.rate_asked, 3)
+
+
+def limited_by(steps: Sequence[Step]) -> str:
+    """The resource that ran out first, by the engine's metrics in the highest step."""
+    failed = [step for step in steps if step.verdict == "fail"]
+    if not failed:
+        return "nothing within the rates tried"
+    load = failed[0].server
+    if load is None or not load.samples:
+        return "unknown: the engine gave no metrics"
+    if load.preemptions > 0 or load.kv_cache_max >= 0.95:
+        return f"KV cache: {load.kv_cache_max:.0%} used at most, {load.preemptions:.0f} preemptions"
+    if load.waiting_mean >= 1:
+        return (
+            f"batch slots: {load.running_max:.0f} run at most (max_num_seqs or the token budget), "
+            f"{load.waiting_mean:.1f} wait on average"
+        )
+    return (
+        f"compute: {load.running_mean:.1f} run and {load.waiting_mean:.1f} wait on average, "
+        "each step takes too long"
+    )
+
+
+def prefix_hits(
+    first: Sample | None, last: Sample | None, template_tokens: float, requests: int
+) -> str:
+    """Why the prefix cache falsifies the run; empty if it doesn't.
+
+    The chat template's own `template_tokens` are shared by all prompts and may hit.
+    """
+    if first is None or last is None:
+        return ""
+    asked = last["prefix_cache_queries_total"] - first["prefix_cache_queries_total"]
+    hits = last["prefix_cache_hits_total"] - first["prefix_cache_hits_total"]
+    if hits - template_tokens * requests > PREFIX_HITS_MOST * max(asked, 1):
+        return (
+            f"the prefix cache answered {hits / max(asked, 1):.0%} of the prompt tokens: "
+            "another client uses the same engine, or prompts repeat"
+        )
+    return ""
+
+
+def restarted(samples: Sequence[Sample]) -> bool:
+    """Whether the engine's counters went back, so that another process answered."""
+    counts = [sample["generation_tokens_total"] for sample in samples if sample.values]
+    return any(b < a for a, b in pairwise(counts))
+
+
+def overall(steps: Sequence[Step], profile: Profile, spoiled: str) -> tuple[Verdict, str]:
+    """The gate: the SLO must hold at the required rate, in a run that can be trusted.
+
+    `spoiled`: what falsifies the whole run, if anything.
+    """
+    required = profile.slo.required_rate
+    step = next((s for s in steps if s.rate_asked == required), None)
+    if spoiled:
+        return "invalid", spoiled
+    if step is None:
+        last = steps[-1]
+        return "invalid", f"the run ended before {required:g} req/s: {last.reason}"
+    below = [s for s in steps if s.rate_asked < required and s.verdict == "fail"]
+    if step.verdict == "pass" and below:
+        return "inconclusive", (
+            f"{required:g} req/s passed but {below[0].rate_asked:g} req/s failed: {below[0].reason}"
+        )
+    return step.verdict, f"at {required:g} req/s {step.reason}"
+
+
+def _send_lag_p99_ms(rows: Sequence[Row]) -> float:
+    lags = [(row.sent - row.scheduled) / 1e6 for row in rows if row.sent is not None]
+    return quantile(lags, 0.99) or 0.0
+
+
+def _in_flight(window: Window) -> float:
+    """Mean over the window of the requests between sending and end, by integrating over time."""
+    total = 0
+    for row in window.rows:
+        if row.sent is not None and row.end is not None:
+            total += max(0, min(row.end, window.end) - max(row.sent, window.start))
+    return total / (window.end - window.start)
+
+
+def _growth_ms(window: Window) -> float:
+    """By how much TTFT grew over the window, in ms; 0 if the slope is not significant."""
+    points = [
+        ((row.scheduled - window.start) / 1e9, row.ttft_ms)
+        for row in window.measured
+        if math.isfinite(row.ttft_ms)
+    ]
+    n = len(points)
+    if n < 8:
+        return 0.0
+    mean_x = sum(x for x, _ in points) / n
+    mean_y = sum(y for _, y in points) / n
+    sxx = sum((x - mean_x) ** 2 for x, _ in points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sxx
+    residual = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    error = math.sqrt(residual / (n - 2) / sxx)
+    return slope * window.seconds if slope > SLOPE_T * error else 0.0
+
+
+def _server_load(windows: Sequence[Window]) -> ServerLoad | None:
+    series = [
+        [s for s in window.samples if window.start <= s.time_ns <= window.end and s.values]
+        for window in windows
+    ]
+    samples = [sample for window in series for sample in window]
+    if not samples:
+        return None
+
+    def increase(metric: str) -> float:
+        return sum(s[-1][metric] - s[0][metric] for s in series if s)
+
+    running = [sample["num_requests_running"] for sample in samples]
+    waiting = [sample["num_requests_waiting"] for sample in samples]
+    asked = increase("prefix_cache_queries_total")
+    return ServerLoad(
+        samples=len(samples),
+        running_mean=round(sum(running) / len(running), 3),
+        running_max=max(running),
+        waiting_mean=round(sum(waiting) / len(waiting), 3),
+        waiting_max=max(waiting),
+        kv_cache_max=round(max(sample["kv_cache_usage_perc"] for sample in samples), 4),
+        preemptions=increase("num_preemptions_total"),
+        prefix_hit_share=round(increase("prefix_cache_hits_total") / asked, 4) if asked else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return _round(sum(values) / len(values)) if values else None
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
