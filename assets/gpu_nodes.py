@@ -42,7 +42,7 @@ def gpu_nodes(
                 f"candidate is started and tested. If it is refused, {live} is started again."
             )
         current, _ = records.read(client, model)
-        drift = rollout.drift(client, current) if current else []
+        drift = rollout.drift(client, promotion.cluster, current) if current else []
         for change in drift:
             context.log.warning(f"changed since the promotion of {model.name}: {change}")
         promotion.decided_by = f"{strategy}: {budget.describe()}"

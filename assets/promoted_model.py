@@ -146,7 +146,7 @@ def go_live(
     promotion.decided_by = f"{release.name} is live with {release.commit[:12]}"
     promotion.say(promotion.decided_by)
     if old is not None and old != release.slot:
-        drained = traffic.drain(client, model, cluster, old, progress=promotion.say)
+        drained = traffic.drain(client, model, old, progress=promotion.say)
         promotion.say(
             f"{model.name}-{old} drained in {drained.seconds:.1f} s, "
             f"{drained.running_at_end:g} requests left; it is the rollback's target"

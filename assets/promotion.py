@@ -55,7 +55,7 @@ class Promotion:
         lease.__enter__()  # renewed between the stages too, until end()
         promotion = cls(client, cluster, model, run_id, lease, log)
         try:
-            rollout.reap(client, cluster, model, run_id, progress=promotion.say)
+            rollout.reap(client, model, run_id, progress=promotion.say)
         except BaseException:
             promotion.end()
             raise
@@ -80,8 +80,7 @@ class Promotion:
         self.finished = True
         with undisturbed(self.log.warning, "clearing up"):
             try:
-                for deed in rollout.abandon(self.client, self.cluster, self.model, self.id):
-                    self.log.info(f"cleared up: {deed}")
+                rollout.abandon(self.client, self.model, self.id, progress=self.log.info)
             except KubernetesError as error:
                 self.log.error(
                     f"Not everything of this run could be cleared up: {error} "
@@ -92,5 +91,7 @@ class Promotion:
         """The run ends: clear up what it didn't finish, and give the lock back."""
         self.clear_up()
         with undisturbed(self.log.warning, "giving the Lease back"):
-            self.lease.__exit__(None, None, None)
-            self.lease.release()
+            try:
+                self.lease.release()
+            except KubernetesError as error:
+                self.log.error(f"The Lease could not be given back: {error} It expires by itself.")

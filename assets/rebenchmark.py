@@ -67,7 +67,7 @@ def live_record(promotion: Promotion) -> PromotionRecord:
             f"{promotion.model.name} has no record in cluster {promotion.cluster.name}: nothing "
             "was promoted there, so nothing can be compared. Run the `promote` job first."
         )
-    for change in rollout.drift(promotion.client, record):
+    for change in rollout.drift(promotion.client, promotion.cluster, record):
         promotion.log.warning(f"changed since its promotion: {change}")
     return record
 

@@ -80,6 +80,6 @@ def previous_record(promotion: Promotion) -> PromotionRecord:
             "there is nothing to go back to. Promote another revision instead."
         )
     if current is not None:
-        for change in rollout.drift(promotion.client, current):
+        for change in rollout.drift(promotion.client, promotion.cluster, current):
             promotion.log.warning(f"changed since its promotion: {change}")
     return previous
