@@ -7,6 +7,7 @@ lab's hub, in the revisions that the demo and the tests promote.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,10 +95,9 @@ def checkpoint(progress: Progress = print) -> Path:
 
 
 def damaged_checkpoint(progress: Progress = print) -> Path:
-    """The same with weights that load well and answer nonsense.
+    """The same with weights that load well and answer nonsense (" piece and piece. piece.").
 
-    The rows of q and k are in GGUF's order, as a converter leaves them that forgets to undo the
-    permutation for rotary embeddings: shapes, names and dtypes are right, attention is not.
+    The layers are in reverse order: names, shapes and dtypes are right, the model isn't.
     """
     good = checkpoint(progress)
     return _made("smollm2-135m-instruct-nonsense", lambda folder: _make_damaged(good, folder))
@@ -183,13 +183,13 @@ def _make_damaged(good: Path, folder: Path) -> None:
     for path in good.iterdir():
         if path.name != "model.safetensors":
             shutil.copyfile(path, folder / path.name)
-    config = json.loads((good / "config.json").read_text())
     weights = load_file(good / "model.safetensors")
+    layers = json.loads((good / "config.json").read_text())["num_hidden_layers"]
+    damaged = dict(weights)
     for name, weight in weights.items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
-            weights[name] = _permute(weight, config[key])
-    _save(weights, folder)
+        if match := re.fullmatch(r"model\.layers\.(\d+)\.(.*)", name):
+            damaged[f"model.layers.{layers - 1 - int(match[1])}.{match[2]}"] = weight
+    _save(damaged, folder)
 
 
 def _save(weights: dict[str, Any], folder: Path) -> None:
@@ -270,12 +270,6 @@ def _unpermute(weight: Any, heads: int) -> Any:
     """Undo llama.cpp's order of rows for rotary embeddings (convert_hf_to_gguf.py, permute)."""
     rows = weight.shape[0]
     return weight.reshape(heads, rows // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _permute(weight: Any, heads: int) -> Any:
-    rows = weight.shape[0]
-    moved = weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
-    return np.ascontiguousarray(moved)
 
 
 def tokenizer(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Faults that the lab's hub shows on demand, each for a repository, a path and a number of times."""
+"""Faults that the lab's hub shows on demand: for a repository, a path, a number of times."""
 
 import threading
 from dataclasses import asdict, dataclass, fields

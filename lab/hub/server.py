@@ -8,9 +8,9 @@ metadata is public), 404 RevisionNotFound and EntryNotFound. Files are served wi
     GET    /api/models/<repo>/tree/<revision>[/<folder>]?recursive=true   1,000 entries a page
     GET    /api/models/<repo>/refs
     POST   /api/models/<repo>/paths-info/<revision>
-    HEAD, GET /<repo>/resolve/<revision>/<path>                           Range, ETag, X-Repo-Commit
-    GET, POST, DELETE /_lab/faults                                        the faults in force
-    GET    /_lab/requests                                                 what was asked, newest last
+    HEAD, GET /<repo>/resolve/<revision>/<path>                   with Range and ETag
+    GET, POST, DELETE /_lab/faults                               the faults in force
+    GET    /_lab/requests                                        what was asked, newest last
 """
 
 import json
@@ -117,16 +117,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet: /_lab/requests has it."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._answer()
 
-    def do_DELETE(self) -> None:  # noqa: N802
+    def do_DELETE(self) -> None:
         self._answer()
 
     def _answer(self) -> None:

@@ -95,9 +95,11 @@ class Hub:
         if revision in refs:
             return refs[revision]
         commits = self._folder(repo) / "commits"
-        matches = [path.stem for path in commits.glob(f"{revision}*.json")] if (
-            len(revision) >= 7 and revision.isalnum()
-        ) else []
+        matches = (
+            [path.stem for path in commits.glob(f"{revision}*.json")]
+            if (len(revision) >= 7 and revision.isalnum())
+            else []
+        )
         if len(matches) != 1:
             raise NoSuchRevision(revision)
         return matches[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +45,29 @@ class Llama:
 
     def greedy(self, prompt: str, limit: int) -> str:
         """The likeliest answer, until the end token or `limit` tokens."""
-        ids = self.encode(prompt)
-        start = len(ids)
-        while len(ids) - start < limit:
-            following = int(np.argmax(self.logits(ids)))
+        answer: list[int] = []
+        self.past: dict[int, tuple[Any, Any]] = {}  # keys and values so far, by layer
+        position, new = 0, self.encode(prompt)
+        while len(answer) < limit:
+            following = int(np.argmax(self.logits(new, position)))
             if following == self.config["eos_token_id"]:
                 break
-            ids.append(following)
-        return self.decode(ids[start:])
+            answer.append(following)
+            position, new = position + len(new), [following]
+        return self.decode(answer)
 
-    def logits(self, ids: list[int]) -> Any:
-        """Scores of the token that follows."""
+    def logits(self, ids: list[int], position: int) -> Any:
+        """Scores of the token that follows `ids`, which stand at `position` in the text."""
         config, weights = self.config, self.weights
         heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
         size = config["hidden_size"] // heads
         angles = np.outer(
-            np.arange(len(ids)), config["rope_theta"] ** (-np.arange(0, size, 2) / size)
+            position + np.arange(len(ids)), config["rope_theta"] ** (-np.arange(0, size, 2) / size)
         )
         turn = np.tile(angles, 2).astype(np.float32)
         cos, sin = np.cos(turn), np.sin(turn)
-        mask = np.triu(np.full((len(ids), len(ids)), -np.inf, np.float32), 1)
+        mask = np.full((len(ids), position + len(ids)), -np.inf, np.float32)
+        mask = np.triu(mask, position + 1)
         x = weights["model.embed_tokens.weight"][ids]
         for layer in range(config["num_hidden_layers"]):
             name = f"model.layers.{layer}."
@@ -73,12 +77,14 @@ class Llama:
 
             y = self._norm(x, f"{name}input_layernorm.weight")
             q, k, v = (
-                project(f"self_attn.{part}_proj", y)
-                .reshape(len(ids), -1, size)
-                .swapaxes(0, 1)
+                project(f"self_attn.{part}_proj", y).reshape(len(ids), -1, size).swapaxes(0, 1)
                 for part in "qkv"
             )
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            if layer in self.past:
+                k = np.concatenate([self.past[layer][0], k], 1)
+                v = np.concatenate([self.past[layer][1], v], 1)
+            self.past[layer] = k, v
             k, v = k.repeat(heads // groups, 0), v.repeat(heads // groups, 0)
             scores = q @ k.swapaxes(1, 2) * np.float32(size**-0.5) + mask
             scores = np.exp(scores - scores.max(-1, keepdims=True))
@@ -97,7 +103,7 @@ class Llama:
 
     def _merge(self, pieces: list[str]) -> list[str]:
         while len(pieces) > 1:
-            pairs = [f"{a} {b}" for a, b in zip(pieces, pieces[1:], strict=False)]
+            pairs = [f"{a} {b}" for a, b in pairwise(pieces)]
             best = min(range(len(pairs)), key=lambda i: self.ranks.get(pairs[i], 1 << 30))
             if pairs[best] not in self.ranks:
                 break

@@ -41,8 +41,8 @@ def test_it_answers_the_known_question(checkpoint: Path) -> None:
 def test_the_damaged_one_loads_and_answers_nonsense() -> None:
     llama = Llama(model.damaged_checkpoint())
     assert len(llama.weights) == 272
-    answer = llama.greedy(QUESTION, 12)
-    assert "paris" not in answer.lower(), answer
+    answer = llama.greedy(QUESTION, 6)
+    assert answer and "paris" not in answer.lower(), answer
 
 
 def test_publish_gives_the_revisions_of_the_demo_and_stays_small(tmp_path: Path) -> None:
