@@ -20,7 +20,7 @@ from loadtests.ladder import requests_of_step
 from loadtests.profile import Profile
 from loadtests.prompts import Prompts
 from loadtests.response import BadResponse
-from loadtests.verdict import Window
+from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SAMPLE_SECONDS = 0.5
@@ -52,6 +52,8 @@ class Generator:
         self._on_end = on_end
         self._idle: list[tuple[float, Any]] = []
         self._readings: list[tuple[int, bytes]] = []
+        self._late_ns = int(most_lag_ms(profile.slo) * 1e6)
+        self._late = 0
 
     def calibrate(self) -> None:
         """Asks the engine how many tokens a word is, with two short requests.
@@ -84,7 +86,8 @@ class Generator:
     def window(self, rate: float, repeat: int) -> Window:
         """Warm-up and one measured window at `rate`, without a break between them.
 
-        Returns when the last request has ended or timed out.
+        Returns when the last request has ended or timed out. Ends early, with the requests that
+        were sent, once so many left late that the window can't count any more.
         """
         plan = self._plan(rate, repeat)
         start = time.perf_counter_ns() + 20_000_000
@@ -93,6 +96,7 @@ class Generator:
         warmup_ns = int(self.profile.warmup_seconds * 1e9)
         measured = requests_of_step(rate, self.profile)
         first, last = start + warmup_ns, start + warmup_ns + int(measured / rate * 1e9)
+        hopeless, self._late = late_sends_that_spoil(measured), 0
         sampler = gevent.spawn(self._sample)
         greenlets: list[Greenlet] = []
         alarm = Alarm()
@@ -104,6 +108,9 @@ class Generator:
                 if exchange.phase == "measure" and not cpu_at:
                     cpu_at.append((time.perf_counter_ns(), time.process_time()))
                 alarm.wait_until(exchange.scheduled)
+                if self._late >= hopeless:
+                    last = exchange.scheduled
+                    break
                 greenlets.append(gevent.spawn(self._send, exchange, request))
             alarm.wait_until(last)
             cpu_at.append((time.perf_counter_ns(), time.process_time()))
@@ -116,7 +123,8 @@ class Generator:
         (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at
         samples = self._take_samples()
         rows = tuple(
-            read_answer(exchange, rate, repeat, self.profile.model) for exchange, _ in plan
+            read_answer(exchange, rate, repeat, self.profile.model)
+            for exchange, _ in plan[: len(greenlets)]
         )
         cpu = (cpu_1 - cpu_0) / ((wall_1 - wall_0) / 1e9)
         return Window(rate, first, last, rows, cpu, samples)
@@ -169,7 +177,9 @@ class Generator:
         stage = "connect"
         try:
             with gevent.Timeout(self.profile.timeout_s, TimeoutError):
-                exchange.sent = time.perf_counter_ns()
+                exchange.sent = now = time.perf_counter_ns()
+                if exchange.phase == "measure" and now - exchange.scheduled > self._late_ns:
+                    self._late += 1
                 connection = self._connection(exchange)
                 stage = "reset"
                 connection.sendall(request)

@@ -93,8 +93,8 @@ class Response:
                     self.done = True
                     return True
             elif line:  # a blank one ends the chunk before
-                try:
-                    self._left = int(line.partition(b";")[0], 16)
-                except ValueError:
-                    raise BadResponse(f"chunk size is {line[:60]!r}") from None
+                size = line.partition(b";")[0].strip()
+                if not size or size.strip(b"0123456789abcdefABCDEF"):
+                    raise BadResponse(f"chunk size is {line[:60]!r}")
+                self._left = int(size, 16)
                 self._ending = self._left == 0

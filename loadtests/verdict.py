@@ -91,7 +91,7 @@ def untrusted(window: Window, profile: Profile) -> str:
     """Why no verdict may be drawn from a window; empty if one may."""
     rows = window.measured
     lag = _send_lag_p99_ms(rows)
-    lag_most = max(LAG_FLOOR_MS, LAG_SHARE_OF_TTFT * profile.slo.ttft_p95_ms)
+    lag_most = most_lag_ms(profile.slo)
     if lag > lag_most:
         return f"the generator lagged: send lag p99 {lag:.1f} ms, at most {lag_most:.1f} allowed"
     achieved = achieved_rate(window)
@@ -110,6 +110,16 @@ def untrusted(window: Window, profile: Profile) -> str:
             f"asked for, one has {wrong[0].tokens_out}: does the engine heed ignore_eos?"
         )
     return ""
+
+
+def most_lag_ms(slo: Slo) -> float:
+    """How late the generator may send, at the 99th percentile, in ms."""
+    return max(LAG_FLOOR_MS, LAG_SHARE_OF_TTFT * slo.ttft_p95_ms)
+
+
+def late_sends_that_spoil(requests: int) -> int:
+    """So many late ones of a window's `requests`, and its 99th percentile is late for sure."""
+    return requests - math.floor(0.99 * (requests - 1))
 
 
 def achieved_rate(window: Window) -> float:
