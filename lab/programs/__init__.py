@@ -18,12 +18,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.programs import keda_cut
+from lab.kubernetes import keda_manifests
+from lab.programs import keda_cut, prometheus_cut
 from lab.programs.errors import SetupError
 from lab.programs.golang import find_go
 
@@ -34,8 +35,15 @@ SOURCES = Path(__file__).parents[1] / "kubernetes" / "go"
 DISK_GB = 9.0  # what a build needs while it runs: modules, compiled packages, programs
 
 KEDA = "github.com/kedacore/keda/v2"
-KEDA_SUM = "h1:SR60v8uIcelbveS8n/1jcl8tLdBBIbHMxmdOHw8tKqA="  # go.sum's, for the version in go.mod
 PROMETHEUS = "github.com/prometheus/prometheus"
+CUT = {  # what our go.mod replaces by a folder: its name, and how it is cut down
+    KEDA: ("keda", keda_cut.cut),
+    PROMETHEUS: ("prometheus", prometheus_cut.cut),
+}
+CHECKSUMS = {  # of these, since go.sum can't hold them
+    KEDA: "h1:SR60v8uIcelbveS8n/1jcl8tLdBBIbHMxmdOHw8tKqA=",
+    PROMETHEUS: "h1:3IrVxQv6v5i/ZCGi6OrYeBhtCwaPTn6Z3DYruXoYm3M=",
+}
 OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 
 MAINS = {  # program: package
@@ -94,9 +102,10 @@ def title() -> str:
 
 def folder() -> Path:
     """The built programs' folder; its name is a hash of all that they are built from."""
-    digest = hashlib.sha256(repr((MAINS, KUBERNETES_NAMES, TAGS, COMPILER, KEDA_SUM)).encode())
+    digest = hashlib.sha256(repr((MAINS, KUBERNETES_NAMES, TAGS, COMPILER)).encode())
     sources = [path for path in SOURCES.rglob("*") if path.is_file()]
-    for source in sorted([*sources, Path(keda_cut.__file__)]):
+    ours = [*Path(__file__).parent.glob("*_cut.py"), SOURCES.parent / "keda_manifests.py"]
+    for source in sorted([*sources, *ours]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return cache_folder() / "programs" / digest.hexdigest()[:16]
 
@@ -123,7 +132,8 @@ def build(progress: Progress) -> Path:
     with locked(cache / "programs.lock", "builds the lab's programs", progress):
         if target.is_dir():
             return target
-        _check_disk(cache)
+        if short := disk_short():
+            raise SetupError(short)
         started = time.monotonic()
         go = _Go(find_go(cache, progress), cache)
         _build(go, target, progress)
@@ -133,13 +143,9 @@ def build(progress: Progress) -> Path:
     return target
 
 
-def module_folder(module: str) -> Path:
-    """Where the sources of a pinned module lie; SetupError if they aren't there (any more)."""
-    escaped = re.sub("[A-Z]", lambda capital: "!" + capital[0].lower(), module)
-    path = cache_folder() / "mod" / f"{escaped}@{versions()[module]}"
-    if not path.is_dir():
-        raise SetupError(f"no sources of {module} at {path}; delete {folder()} and build again.")
-    return path
+def manifests(name: str) -> Path:
+    """A kubernetes List in JSON: `keda`, or `monitoring` (prometheus-operator's kinds)."""
+    return folder() / f"{name}.json"
 
 
 @contextmanager
@@ -157,7 +163,7 @@ def locked(path: Path, doing: str, progress: Progress) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Go:
-    """The go command with the lab's caches and nothing of the user's own settings."""
+    """The go command with the lab's caches."""
 
     command: Path
     cache: Path
@@ -172,8 +178,7 @@ class _Go:
             "CGO_ENABLED": "0",
             "GO111MODULE": "on",
             "GOCACHE": str(self.build_cache),
-            "GOENV": "off",
-            "GOFLAGS": "",
+            "GOFLAGS": "-modcacherw",
             "GOMODCACHE": str(self.cache / "mod"),
             "GOTOOLCHAIN": "local",
             "GOWORK": "off",
@@ -201,10 +206,17 @@ def _build(go: _Go, target: Path, progress: Progress) -> None:
     shutil.copytree(SOURCES, work / "go")
     (work / "bin").mkdir()
     progress(f"building {title()}: fetching the sources")
-    _fetch_keda(go, work / "go")
+    for module in CUT:
+        _cut_module(go, module, work / "go")
     packages = go.run("list", "-deps", *_flags(), *MAINS.values(), where=work / "go").split()
     _compile(go, work, len(set(packages)), progress)
 
+    for name, objects in (
+        ("keda", keda_manifests.keda(cache_folder() / "mod" / _module_path(KEDA))),
+        ("monitoring", keda_manifests.monitoring(cache_folder() / "mod" / _module_path(OPERATOR))),
+    ):
+        listed = {"apiVersion": "v1", "kind": "List", "items": objects}
+        (work / f"{name}.json").write_text(json.dumps(listed), encoding="utf-8")
     for name in KUBERNETES_NAMES:
         (work / "bin" / name).symlink_to("kubernetes")
     (work / "bin" / "operator").rename(work / "bin" / "prometheus-operator")
@@ -212,16 +224,23 @@ def _build(go: _Go, target: Path, progress: Progress) -> None:
     work.rename(target)
 
 
-def _fetch_keda(go: _Go, sources: Path) -> None:
-    keda = f"{KEDA}@{versions()[KEDA]}"
-    # From outside our module, which replaces KEDA by the folder that is made here.
-    fetched = json.loads(go.run("mod", "download", "-modcacherw", "-json", keda, where=go.cache))
-    if fetched["Sum"] != KEDA_SUM:
+def _cut_module(go: _Go, module: str, sources: Path) -> None:
+    """Put the part of a module that the lab compiles where our go.mod says that it lies."""
+    pinned = f"{module}@{versions()[module]}"
+    name, cut = CUT[module]
+    # From outside our module, which replaces this one by the folder that is made here.
+    fetched = json.loads(go.run("mod", "download", "-json", pinned, where=go.cache))
+    if fetched["Sum"] != CHECKSUMS[module]:
         raise SetupError(
-            f"{keda} has the checksum {fetched['Sum']}, not {KEDA_SUM} as pinned in "
+            f"{pinned} has the checksum {fetched['Sum']}, not {CHECKSUMS[module]} as pinned in "
             "lab/programs/__init__.py: not built."
         )
-    keda_cut.cut(Path(fetched["Dir"]), sources / "keda")
+    cut(Path(fetched["Dir"]), sources / name)
+
+
+def _module_path(module: str) -> str:
+    """Where a pinned module lies in a module cache (whose names have no capitals)."""
+    return re.sub("[A-Z]", lambda c: "!" + c[0].lower(), f"{module}@{versions()[module]}")
 
 
 def _flags() -> Sequence[str]:
@@ -229,7 +248,6 @@ def _flags() -> Sequence[str]:
     major, minor, _ = version[1:].split(".")
     stamp = "-X k8s.io/component-base/version."
     return (
-        "-modcacherw",
         "-trimpath",
         "-buildvcs=false",
         f"-tags={TAGS}",
@@ -302,16 +320,19 @@ def _failure(what: str, complained: Sequence[str]) -> SetupError:
     )
 
 
-def _check_disk(cache: Path) -> None:
+def disk_short() -> str:
+    """Why a build wouldn't fit on the disk; empty if it does."""
+    cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free / 1e9
     # What an interrupted build left in the cache needn't fit once more.
-    there = sum(_size(cache / name) for name in ("mod", "gobuild"))
-    if free + there < DISK_GB:
-        raise SetupError(
-            f"building the lab's programs needs {DISK_GB:.0f} GB in {cache} and {free:.1f} GB are "
-            "free there. Free some, or set XDG_CACHE_HOME to a folder on a larger disk."
-        )
+    there = sum(_size(cache / name) for name in ("mod", "gobuild")) if free < DISK_GB else 0.0
+    if free + there >= DISK_GB:
+        return ""
+    return (
+        f"building the lab's programs needs {DISK_GB:.0f} GB in {cache}, and {free:.1f} GB are "
+        "free there: make room, or set XDG_CACHE_HOME to a folder on a larger disk"
+    )
 
 
 def _size(path: Path) -> float:
@@ -323,8 +344,3 @@ def _end_with_parent() -> None:
     """In the child: be ended when the parent is, however that ends."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def environment_of_programs() -> Mapping[str, str]:
-    """PATH with the built programs first, for shells that talk to the lab."""
-    return {"PATH": f"{folder() / 'bin'}:{os.environ.get('PATH', '')}"}

@@ -50,8 +50,8 @@ def cut(module: Path, target: Path) -> None:
             if _wanted(path):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    shutil.copyfile(module / "go.mod", target / "go.mod")
-    (target / "go.mod").chmod(0o644)
+    # Versions of what it needs are pinned in our go.mod; its own would ask for newer ones.
+    (target / "go.mod").write_text("module github.com/kedacore/keda/v2\n\ngo 1.26.0\n")
 
     _edit(target / "pkg/scaling/scalers_builder.go", _only_these_triggers)
     _edit(target / "pkg/scaling/resolver/scale_resolvers.go", _no_secret_stores)
@@ -119,7 +119,8 @@ def _no_fasthttp(text: str) -> str:
 
 def _no_event_grid(text: str) -> str:
     return _once(
-        r"(?ms)^(\tif spec\.Destination\.AzureEventGridTopic != nil \{\n)\t\teventHandler, err.*?^\t\}\n",
+        r"(?ms)^(\tif spec\.Destination\.AzureEventGridTopic != nil \{\n)"
+        r"\t\teventHandler, err.*?^\t\}\n",
         rf'\1\t\te.log.Info("AzureEventGridTopic {_LEFT_OUT}", '
         r'"identity", podIdentity.Provider, "parameters", len(authParams))\n\t\treturn\n\t}\n',
         text,
