@@ -21,7 +21,7 @@ class RunValues(dg.ConfigurableIOManager):
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Called once a run."""
-        self._run_id = context.run_id or ""
+        self._run_id = context.run.run_id if context.run else ""
 
     def _path(self, model: str, asset: str) -> Path:
         return Path(self.folder) / model / self._run_id / f"{asset}.json"

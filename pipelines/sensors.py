@@ -1,6 +1,5 @@
 """Failed runs are reported, whoever started them."""
 
-
 import dagster as dg
 
 from assets.resources import Reports

@@ -1,0 +1,175 @@
+"""What is around a stage: the lock, the clearing up, and the one message."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import dagster as dg
+import pytest
+
+from assets.promotion import Promotion, Refused
+from assets.resources import Cluster, Reports
+from assets.stage import stage
+from k8s.errors import WaitTimeout
+from tests.assets.conftest import TTL_S, Ran, candidate
+
+Bare: TypeAlias = Callable[[dg.JobDefinition], Ran]
+Body: TypeAlias = Callable[[Promotion], None]
+
+
+def job(*bodies: Body) -> dg.JobDefinition:
+    """A job whose ops stage_0, stage_1, … run after one another."""
+
+    def op(number: int, body: Body) -> dg.OpDefinition:
+        @dg.op(name=f"stage_{number}", ins={"after": dg.In(dg.Nothing)})
+        def run(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports) -> None:
+            with stage(context, cluster, reports) as promotion:
+                body(promotion)
+
+        return run
+
+    @dg.job(name="stages", executor_def=dg.in_process_executor)
+    def stages() -> None:
+        last = None
+        for number, body in enumerate(bodies):
+            last = op(number, body)(last) if last is not None else op(number, body)()
+
+    return stages
+
+
+def refuse(_: Promotion) -> None:
+    raise Refused("the answer was wrong: expected Paris, got Rome")
+
+
+def nothing(_: Promotion) -> None:
+    pass
+
+
+def test_a_refusal_is_one_message_without_a_stack(bare: Bare) -> None:
+    ran = bare(job(candidate, refuse, nothing))
+    assert not ran.result.success
+    error = ran.failure("stage_1")
+    assert "expected Paris, got Rome" in error.message
+    assert list(error.stack) == []
+    assert error.cause is None
+    assert [(s["stage"], s["outcome"]) for s in ran.stages] == [
+        ("stage_0", "passed"),
+        ("stage_1", "refused"),
+    ]
+    assert "expected Paris" in ran.stages[1]["decided_by"]
+    assert not hasattr(sys, "tracebacklimit")  # the next run's bugs have stacks again
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (WaitTimeout("not ready after 60 s", last_state="Pending"), "failed"),
+        (Refused("too slow"), "refused"),
+        (ZeroDivisionError("a bug of ours"), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(1), "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_ends_a_stage_takes_the_candidate_away(
+    bare: Bare, error: BaseException, outcome: str
+) -> None:
+    def fail(_: Promotion) -> None:
+        raise error
+
+    ran = bare(job(candidate, fail))
+    assert not ran.result.success
+    assert ran.replicas("green") == 0
+    assert ran.holder == ""
+    assert ran.stages[-1]["outcome"] == outcome
+
+
+def test_a_bug_keeps_its_stack(bare: Bare) -> None:
+    def bug(_: Promotion) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    error = bare(job(bug)).failure("stage_0")
+    assert error.cause.cls_name == "ZeroDivisionError"
+    assert any("in bug" in frame for frame in error.cause.stack)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_stage(bare: Bare, number: signal.Signals) -> None:
+    def interrupted(_: Promotion) -> None:
+        os.kill(os.getpid(), number)
+        pytest.fail("Dagster raises in the stage")
+
+    ran = bare(job(candidate, interrupted))
+    assert not ran.result.success
+    assert "interrupted" in ran.failure("stage_1").message
+    assert ran.replicas("green") == 0
+    assert ran.holder == ""
+
+
+def test_a_run_that_ends_before_the_last_stage_leaves_no_candidate(bare: Bare) -> None:
+    ran = bare(job(candidate, nothing))
+    assert ran.result.success
+    assert ran.replicas("green") == 0
+    assert ran.holder == ""
+
+
+def test_what_is_live_is_not_taken_away(bare: Bare) -> None:
+    def last_stage(promotion: Promotion) -> None:
+        candidate(promotion)
+        promotion.finished = True
+        raise Refused("after the move")
+
+    ran = bare(job(last_stage))
+    assert not ran.result.success
+    assert ran.replicas("green") == 1
+    assert ran.holder == ""
+
+
+def test_the_candidate_of_another_promotion_is_left_alone(bare: Bare) -> None:
+    def of_another(promotion: Promotion) -> None:
+        own, promotion.id = promotion.id, "another-run"
+        candidate(promotion, "blue")
+        promotion.id = own
+        raise Refused("ours is bad")
+
+    assert bare(job(of_another)).replicas("blue") == 1
+
+
+def test_all_stages_of_a_run_hold_one_lease(bare: Bare) -> None:
+    held: list[tuple[str, str]] = []
+
+    def look(promotion: Promotion) -> None:
+        lease = promotion.client.get("Lease", "promotion-smollm2-135m")
+        held.append((lease["spec"]["holderIdentity"], promotion.id))
+
+    ran = bare(job(look, look))
+    assert held == [(ran.result.run_id, ran.result.run_id)] * 2
+    assert ran.holder == ""
+
+
+def test_a_lost_lease_ends_the_run(bare: Bare) -> None:
+    def stolen(promotion: Promotion) -> None:
+        other = {"spec": {"holderIdentity": "another-run"}}
+        promotion.client.patch("Lease", "promotion-smollm2-135m", other)
+        time.sleep(TTL_S)  # the heartbeat is faster
+
+    ran = bare(job(stolen, nothing))
+    assert "another-run" in ran.failure("stage_1").message
+
+
+def test_a_retry_is_not_the_end(bare: Bare) -> None:
+    tries: list[int] = []
+
+    def flaky(promotion: Promotion) -> None:
+        tries.append(len(tries))
+        candidate(promotion)
+        if len(tries) == 1:
+            raise dg.RetryRequested(max_retries=1, seconds_to_wait=0)
+
+    ran = bare(job(flaky))
+    assert ran.result.success
+    assert tries == [0, 1]
+    assert [s["outcome"] for s in ran.stages] == ["passed"]
