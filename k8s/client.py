@@ -37,12 +37,13 @@ class Client:
     """Objects of one cluster, as dicts. Thread-safe. `namespace` is the default one.
 
     All methods raise Unreachable, Unauthorized, Forbidden and, for CRDs, MissingKind. They try
-    again after cut connections, 429 (as its Retry-After says) and 5xx, for up to a minute.
+    again after cut connections, 429 (as its Retry-After says) and 5xx, for up to `budget_s`.
     """
 
-    def __init__(self, transport: Transport, namespace: str) -> None:
+    def __init__(self, transport: Transport, namespace: str, budget_s: float = RETRY_S) -> None:
         self.transport = transport
         self.namespace = namespace
+        self._budget_s = budget_s
 
     def get(self, kind: str, name: str, *, namespace: str | None = None) -> Obj:
         """The object. Raises NotFound."""
@@ -64,7 +65,7 @@ class Client:
         namespace: str | None = None,
     ) -> Objs:
         """All objects with these labels and field values. namespace="*" means all namespaces."""
-        return self._list(kind_of(kind), _selectors(labels, fields), namespace, RETRY_S)[0]
+        return self._list(kind_of(kind), _selectors(labels, fields), namespace, self._budget_s)[0]
 
     def apply(
         self, obj: Obj, *, dry_run: bool = False, force: bool = False, manager: str = FIELD_MANAGER
@@ -165,7 +166,7 @@ class Client:
     def read(self, path: str, query: Mapping[str, str] | None = None) -> Obj:
         """GET any path of the API that answers with JSON: /version, external metrics."""
         request = Request(self.asked("get", None, path), "GET", path, query or {})
-        return _json(self.transport.call(request), request.asked)
+        return _json(self.transport.call(request, self._budget_s), request.asked)
 
     def asked(
         self, verb: str, kind: Kind | None, name: str | None, namespace: str | None = None
@@ -301,7 +302,7 @@ class Client:
             self.asked(verb, kind, name, where), method, path, query or {}, body, content_type
         )
         try:
-            return _json(self.transport.call(request), request.asked)
+            return _json(self.transport.call(request, self._budget_s), request.asked)
         except Conflict:
             # The answer to an earlier try was lost: was it that one which changed the object?
             live = self.find(kind_name, name, namespace=namespace) if request.unsure else None

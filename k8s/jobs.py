@@ -21,6 +21,8 @@ _POLL_S = 0.5
 # A Job's controller may be refused a Pod for a moment (a ServiceAccount that was just made).
 _NO_POD_S = 8.0
 _DELETION_S = 120.0
+# How long the Job's controller may take to notice that the Pod has failed.
+_CONTROLLER_S = 10.0
 # What a container can wait for in vain. ErrImagePull alone may pass: it becomes one of these.
 _HOPELESS = {
     "CreateContainerConfigError",
@@ -152,6 +154,7 @@ class _Watched:
     def vanished(self, lines: list[str]) -> NoReturn:
         """The Pod went away while its log was read."""
         self._refresh()
+        self._await_failed()
         self._check_deadline(lines)
         self._fail("its Pod was deleted while it ran (node drained or lost?)" + _quoted(lines))
 
@@ -159,10 +162,13 @@ class _Watched:
         self, pod: Obj, container: str, events: list[Obj], lines: list[str], adopted: bool
     ) -> JobResult:
         """What the end of the container means."""
-        self._refresh()
-        self._check_deadline(lines)
         end = (container_status(pod, container).get("state") or {}).get("terminated") or {}
         code = int(end.get("exitCode", -1))
+        self._refresh()
+        if code:
+            # So that a next run, even at once, doesn't take it for one that still runs.
+            self._await_failed()
+        self._check_deadline(lines)
         errors = [event for event in events if event["event"] == "error"]
         results = [event for event in events if event["event"] == "result"]
         if errors:
@@ -205,6 +211,12 @@ class _Watched:
         if live is None or live["metadata"]["uid"] != self.job["metadata"]["uid"]:
             self._fail("it was deleted by someone else")
         self.job = live
+
+    def _await_failed(self) -> None:
+        deadline = min(self.deadline, time.monotonic() + _CONTROLLER_S)
+        while not _condition(self.job, "Failed") and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 5)
+            self._refresh()
 
     def _pod(self) -> Obj | None:
         uid = self.job["metadata"]["uid"]

@@ -1,6 +1,7 @@
 """Where the API server is, and who we are there: from a kubeconfig or the Pod's own account."""
 
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,23 @@ def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
         cluster = merged["clusters"].get_with_name(loader.current_context["context"]["cluster"])
         if not cluster["cluster"]["server"]:
             raise ValueError("the cluster has no server")
+        _require_certificates(configuration)
         _require_login(merged, loader.current_context["context"].get("user"), configuration)
     except _BROKEN as error:
         raise ConfigError(f"{described} can't be used: {error}") from error
     return Account(_set_up(configuration), described)
+
+
+def _require_certificates(configuration: Configuration) -> None:
+    """Read them once now: later a wrong one looks like a server that can't be reached."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if configuration.ssl_ca_cert:
+            context.load_verify_locations(configuration.ssl_ca_cert)
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    except OSError as error:
+        raise ValueError(f"its certificates or keys can't be read: {error}") from error
 
 
 def _require_login(merged: Any, user: str | None, configuration: Configuration) -> None:

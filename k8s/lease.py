@@ -19,15 +19,17 @@ class Lease:
     same run enters it again. `release()` gives it back.
 
     Clocks are never compared: another holder is dead when *we* have seen its renewTime unchanged
-    for the time to live on our own monotonic clock. `lost` says why it is no longer surely ours.
+    for the time to live on our own monotonic clock.
     """
 
     def __init__(self, client: Client, name: str, holder: str, ttl_s: float) -> None:
-        self.lost: str | None = None
-        self._client = client
+        self._taken_by_others: str | None = None
+        # A renewal that hangs on a half-open connection must leave time for the next one.
+        self._client = Client(client.transport, client.namespace, budget_s=max(1.0, ttl_s / 3))
         self._name = name
         self._holder = holder
         self._ttl_s = ttl_s
+        self._trouble = ""
         self._renewed = 0.0  # monotonic time at which the last successful renewal was sent
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -84,14 +86,28 @@ class Lease:
         if self._thread is not None:
             self._thread.join(timeout=1.0)  # it may be in a request; it stops after that
 
+    @property
+    def lost(self) -> str | None:
+        """Why it is not surely ours; None if it is.
+
+        Not renewed for the ttl isn't final: as long as nobody has taken it, the next renewal
+        makes it surely ours again.
+        """
+        if self._taken_by_others:
+            return self._taken_by_others
+        silent_s = time.monotonic() - self._renewed
+        if silent_s >= self._ttl_s:
+            return f"not renewed for {silent_s:.0f} s ({self._trouble or 'no renewal is running'})"
+        return None
+
     def check(self) -> None:
         """Raises LeaseLost if someone else holds it or it wasn't renewed within the ttl.
 
         Call it before each change that only the holder may make.
         """
-        if self.lost:
+        if lost := self.lost:
             raise LeaseLost(
-                f"Lease {self._client.namespace}/{self._name} of {self._holder}: {self.lost}. "
+                f"Lease {self._client.namespace}/{self._name} of {self._holder}: {lost}. "
                 "Nothing more is changed; start the run again."
             )
 
@@ -143,24 +159,23 @@ class Lease:
         return True
 
     def _heartbeat(self) -> None:
-        while not self._stop.wait(self._ttl_s / 3):
+        pause_s = self._ttl_s / 3
+        while not self._stop.wait(pause_s):
             try:
                 self._renew()
+                pause_s = self._ttl_s / 3
             except KubernetesError as error:
-                # Not final: as long as nobody took it, a later renewal makes it surely ours again.
-                if time.monotonic() - self._renewed >= self._ttl_s:
-                    self.lost = f"not renewed for {self._ttl_s:.0f} s: {error}"
+                self._trouble = str(error)
+                pause_s = min(1.0, self._ttl_s / 10)
 
     def _renew(self) -> None:
         """Once. Raises KubernetesError if it can't be told whether it is ours."""
         live = self._client.find("Lease", self._name)
         holder = ((live or {}).get("spec") or {}).get("holderIdentity")
         if live is None or holder != self._holder:
-            self.lost = f"held by {holder}" if holder else "released or deleted by someone else"
-        elif self._take(live):
-            self.lost = None
-        elif time.monotonic() - self._renewed >= self._ttl_s:
-            self.lost = f"not renewed for {self._ttl_s:.0f} s: others keep changing it"
+            self._taken_by_others = f"held by {holder}" if holder else "released by someone else"
+        elif not self._take(live):
+            raise Conflict("others keep changing it")
 
 
 def _now() -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from k8s.client import Client
 from k8s.transport import Transport
-from tests.k8s import api_faults, apiserver
+from tests.k8s import api_faults, apiserver, simulated_node
+from tests.k8s.simulated_node import SimulatedNode
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +94,10 @@ def faulty(
 def name() -> str:
     """A name for an object that no other test uses."""
     return f"t-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def node(client: Client, server: apiserver.ApiServer, tmp_path: Path) -> Iterator[SimulatedNode]:
+    """A simulated node, for logs, Jobs and port-forwards without containers."""
+    with simulated_node.start(client, tmp_path) as node:
+        yield node

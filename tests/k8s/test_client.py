@@ -148,7 +148,7 @@ def test_missing_permission_names_user_verb_and_resource(
     path = server.kubeconfig(tmp_path / "k", NOBODY_TOKEN)
     monkeypatch.setenv("KUBECONFIG", str(path))
     nobody = Client(Transport(None), "default")
-    with pytest.raises(Forbidden, match="'nobody' may not list deployments.apps in namespace def"):
+    with pytest.raises(Forbidden, match=r"'nobody' may not list deployments.apps in namespace def"):
         nobody.list("Deployment")
     with pytest.raises(Forbidden, match="'nobody' may not list nodes in the whole cluster"):
         nobody.list("Node")
@@ -170,7 +170,7 @@ def test_exceeded_quota_is_no_missing_permission(client: Client, name: str) -> N
         "metadata": {"name": "s", "namespace": name},
     }
     deadline = time.monotonic() + 10
-    with pytest.raises(Forbidden, match="admission rule refuses it.*exceeded quota: q"):
+    with pytest.raises(Forbidden, match=r"admission rule refuses it.*exceeded quota: q"):
         while time.monotonic() < deadline:  # until the quota has its status
             try:
                 client.create(secret)
@@ -319,7 +319,7 @@ def test_certificate_of_another_cluster(
     other.write_text(Path(certifi.where()).read_text())
     path.write_text(path.read_text().replace(str(server.authority), str(other)))
     monkeypatch.setenv("KUBECONFIG", str(path))
-    with pytest.raises(ConfigError, match="certificate isn't accepted.*context 'test'"):
+    with pytest.raises(ConfigError, match=r"certificate isn't accepted.*context 'test'"):
         Client(Transport(None), "default").list("Pod")
 
 

@@ -1,0 +1,132 @@
+"""A missing or wrong kubeconfig is one clear message."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.errors import ConfigError
+from k8s.kubeconfig import load_account
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "lab",
+        "contexts": [
+            {"name": "lab", "context": {"cluster": "c", "user": "u"}},
+            {"name": "prod", "context": {"cluster": "c2", "user": "u"}},
+        ],
+        "clusters": [
+            {"name": "c", "cluster": {"server": "https://10.9.8.7:6443"}},
+            {"name": "c2", "cluster": {"server": "https://prod.example.com"}},
+        ],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        **changes,
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+def test_context_is_chosen_and_described(file: Path) -> None:
+    file.write_text(yaml.safe_dump(config()))
+    assert load_account(None).server == "https://10.9.8.7:6443"
+    account = load_account("prod")
+    assert account.server == "https://prod.example.com"
+    assert account.described == f"context 'prod' of {file}"
+    assert account.authorization() == "Bearer t"
+
+
+def test_several_files(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text(yaml.safe_dump(config()))
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'absent'}:{file}")
+    assert load_account(None).server == "https://10.9.8.7:6443"
+
+
+def test_no_kubeconfig_at_all(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=f"KUBECONFIG names {file}, which doesn't exist.*make lab"
+    ):
+        load_account(None)
+    monkeypatch.delenv("KUBECONFIG")
+    with pytest.raises(ConfigError, match=r"no kubeconfig: .*/home/.kube/config doesn't exist"):
+        load_account(None)
+
+
+def test_unknown_context_lists_those_there_are(file: Path) -> None:
+    file.write_text(yaml.safe_dump(config()))
+    with pytest.raises(ConfigError, match=r"no context 'staging' \(it has: lab, prod\)"):
+        load_account("staging")
+
+
+def test_no_current_context(file: Path) -> None:
+    file.write_text(yaml.safe_dump(config(**{"current-context": ""})))
+    with pytest.raises(ConfigError, match=r"no current-context \(it has: lab, prod\)"):
+        load_account(None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "not: [closed", "just words", "[1, 2]", "contexts: {a: b}", "\x00\x01", "contexts: [1]"],
+)
+def test_not_a_kubeconfig(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"{file} isn't a kubeconfig|{file} has no"):
+        load_account(None)
+
+
+def cluster(**fields: str) -> dict[str, Any]:
+    return {"clusters": [{"name": "c", "cluster": fields}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"clusters": []}, "clusters"),
+        (cluster(), "server"),
+        (cluster(**{"server": "https://x", "certificate-authority": "/no/ca"}), "/no/ca"),
+        (cluster(**{"server": "https://x", "certificate-authority-data": "%"}), "certificates"),
+        ({"users": [{"name": "u", "user": {"tokenFile": "/no/token"}}]}, "/no/token"),
+    ],
+)
+def test_what_is_missing_is_named(file: Path, changes: dict[str, Any], what: str) -> None:
+    file.write_text(yaml.safe_dump(config(**changes)))
+    with pytest.raises(ConfigError, match=f"(?s)context 'lab' of {file} can't be used: .*({what})"):
+        load_account(None)
+
+
+def test_folder_instead_of_a_file(file: Path) -> None:
+    file.mkdir()
+    with pytest.raises(ConfigError, match=r"isn't a kubeconfig: .*Is a directory"):
+        load_account(None)
+
+
+def test_login_program_that_fails_is_named(file: Path) -> None:
+    """The library only logs it, and goes on as nobody."""
+    login = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "aws-that-is-not-installed",
+        "interactiveMode": "Never",
+    }
+    file.write_text(yaml.safe_dump(config(users=[{"name": "u", "user": {"exec": login}}])))
+    with pytest.raises(ConfigError, match=r"login program .*: aws-that-is-not-installed"):
+        load_account(None)
+
+
+def test_no_proxy_for_ones_own_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
+    local = config()
+    local["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:6443"
+    file.write_text(yaml.safe_dump(local))
+    assert load_account(None).configuration.proxy is None
+    assert load_account("prod").configuration.proxy == "http://proxy.example.com:3128"

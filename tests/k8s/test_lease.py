@@ -1,0 +1,115 @@
+"""The Lease: one holder, whatever the clocks, the network and the others do."""
+
+import threading
+import time
+
+import pytest
+
+from k8s.client import Client
+from k8s.errors import LeaseHeld, LeaseLost
+from k8s.lease import Lease
+from tests.k8s.api_faults import Fault, FaultyApi
+
+
+def spec(client: Client, name: str) -> dict[str, object]:
+    return dict(client.get("Lease", name)["spec"])
+
+
+def test_taken_renewed_reentered_and_released(client: Client, name: str) -> None:
+    with Lease.acquire(client, name, "run-1", ttl_s=3) as lease:
+        first = spec(client, name)["renewTime"]
+        time.sleep(1.5)
+        assert spec(client, name)["renewTime"] != first
+        lease.check()
+    with Lease.acquire(client, name, "run-1", ttl_s=3) as again:
+        again.check()
+        assert spec(client, name)["leaseTransitions"] == 0
+        again.release()
+    assert spec(client, name)["holderIdentity"] == ""
+    Lease.acquire(client, name, "run-2", ttl_s=3)
+    assert spec(client, name)["leaseTransitions"] == 1
+
+
+def test_held_by_another_names_it_and_how_to_look(client: Client, name: str) -> None:
+    Lease.acquire(client, name, "run-1")
+    with pytest.raises(LeaseHeld, match=f"held by run-1 .*get lease {name} -o yaml") as error:
+        Lease.acquire(client, name, "run-2")
+    assert error.value.holder == "run-1"
+
+
+def test_waits_for_the_release(client: Client, name: str) -> None:
+    first = Lease.acquire(client, name, "run-1", ttl_s=60)
+    threading.Timer(1.0, first.release).start()
+    Lease.acquire(client, name, "run-2", ttl_s=60, wait_s=10)
+    assert spec(client, name)["holderIdentity"] == "run-2"
+
+
+@pytest.mark.parametrize("clock", ["1999-01-01T00:00:00.000000Z", "2999-01-01T00:00:00.000000Z"])
+def test_silent_holder_is_succeeded_after_its_ttl_whatever_its_clock(
+    client: Client, name: str, clock: str
+) -> None:
+    """client-go#448: neither a clock behind nor one ahead makes a living holder dead."""
+    Lease.acquire(client, name, "killed", ttl_s=2)
+    client.patch("Lease", name, {"spec": {"renewTime": clock}})
+    started = time.monotonic()
+    Lease.acquire(client, name, "next", ttl_s=2, wait_s=10)
+    assert 2 <= time.monotonic() - started < 6
+
+
+def test_living_holder_keeps_it(client: Client, name: str) -> None:
+    with Lease.acquire(client, name, "run-1", ttl_s=1) as lease:
+        with pytest.raises(LeaseHeld):
+            Lease.acquire(client, name, "run-2", ttl_s=1, wait_s=4)
+        lease.check()
+
+
+def test_of_two_that_want_it_one_gets_it(client: Client, name: str) -> None:
+    got: list[str] = []
+
+    def want(holder: str) -> None:
+        try:
+            Lease.acquire(client, name, holder)
+            got.append(holder)
+        except LeaseHeld:
+            pass
+
+    threads = [threading.Thread(target=want, args=(f"run-{i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+
+
+def test_taken_over_is_noticed(client: Client, name: str) -> None:
+    with Lease.acquire(client, name, "run-1", ttl_s=1) as lease:
+        client.patch("Lease", name, {"spec": {"holderIdentity": "thief"}})
+        time.sleep(1)
+        with pytest.raises(LeaseLost, match="held by thief"):
+            lease.check()
+        lease.release()
+    assert spec(client, name)["holderIdentity"] == "thief"
+
+
+def test_not_renewable_is_noticed_and_ends_when_it_is_still_ours(
+    faulty: Client, faults: FaultyApi, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease.acquire(faulty, name, "run-1", ttl_s=1.5) as lease:
+        with faults.away():
+            time.sleep(3)
+            with pytest.raises(LeaseLost, match="not renewed for"):
+                lease.check()
+        time.sleep(2.5)
+        lease.check()
+
+
+def test_renewal_survives_conflicts_and_lost_answers(
+    faulty: Client, client: Client, faults: FaultyApi, name: str
+) -> None:
+    with Lease.acquire(faulty, name, "run-1", ttl_s=1.5) as lease:
+        faults.add(Fault("PUT", status=409), Fault("PUT", lost=True), Fault("GET", status=500))
+        time.sleep(2.5)
+        lease.check()
+        client.patch("Lease", name, {"metadata": {"labels": {"touched": "by-someone"}}})
+        time.sleep(1)
+        lease.check()
