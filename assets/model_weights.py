@@ -16,7 +16,7 @@ DEADLINE_S = 6.1 * 3600  # the Job's own is 6 h
 RETRIES = 2
 RETRY_AFTER_S = 15
 # weights/ gave up on what may be over in a minute. It keeps what it has fetched.
-TRANSIENT = {"HubUnavailable", "RateLimited", "Stalled"}
+TRANSIENT = {"HubFailed", "HubUnreachable", "RateLimited", "Stalled"}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from k8s.jobs import run_job
 from k8s.manifests import Release, benchmark_job
 from k8s.rollout import Rollout
 from k8s.smoke import SmokeReport
+from loadtests import picture, report
 from loadtests.ladder import MOST_WINDOWS, requests_of_step
 from loadtests.profile import Profile, ProfileError, describe
 from loadtests.result import Result, parse_result, rows_from_events, unpack_rows
@@ -41,9 +42,7 @@ class Measured:
     folder: str
 
 
-def profile(
-    promotion: Promotion, release: Release, rollout: Rollout, smoke: SmokeReport
-) -> Profile:
+def profile(release: Release, rollout: Rollout, smoke: SmokeReport) -> Profile:
     """The load for this candidate, from the catalog. Raises ProfileError."""
     model, traffic, slo = release.model, release.model.traffic, release.model.slo
     host = f"[{rollout.pod_ip}]" if ":" in rollout.pod_ip else rollout.pod_ip
@@ -65,15 +64,15 @@ def profile(
             "model": model.name,
             "repo": model.repo,
             "commit": release.commit,
-            "promotion": promotion.id,
-            "cluster": promotion.cluster.name,
+            "promotion": release.promotion,
+            "cluster": release.cluster.name,
             "image_digest": rollout.image_digest,
             "args": list(model.args),
             "node": rollout.node,
             "gpus": [gpu.product for gpu in smoke.gpus],
             "driver": smoke.driver,
             "network": "from a Pod straight to the Pod",
-            "simulated": list(promotion.cluster.simulated),
+            "simulated": list(release.cluster.simulated),
         },
     }
     try:
@@ -105,7 +104,7 @@ def measure(
 
     Raises ProfileError, KubernetesError, ResultError. A missed SLO is a result.
     """
-    load = profile(promotion, release, rollout, smoke)
+    load = profile(release, rollout, smoke)
     deadline = longest_seconds(load)
     config, job = benchmark_job(release, load.model_dump_json(), deadline_s=deadline)
     promotion.client.apply(config)
@@ -119,8 +118,6 @@ def measure(
 
 def write_report(folder: Path, result: Result, record: Mapping[str, Any]) -> None:
     """(Re)write ttft.png and report.html."""
-    from loadtests import picture, report  # matplotlib takes a second to import
-
     (folder / "ttft.png").write_bytes(picture.ttft_against_rate(result))
     (folder / "report.html").write_text(report.html(result, record), encoding="utf-8")
 
@@ -155,7 +152,11 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
     import pandas as pd
 
     png = base64.b64encode((folder / "ttft.png").read_bytes()).decode()
-    rows = pd.DataFrame(unpack_rows((folder / "rows.jsonl.gz").read_bytes()))
+    rows = pd.DataFrame(
+        unpack_rows((folder / "rows.jsonl.gz").read_bytes()), columns=["rate", "phase", "error"]
+    )
+    measured = rows[rows["phase"] == "measure"]
+    outcomes = pd.crosstab(measured["rate"], measured["error"].fillna("answered")).reset_index()
     steps = [
         {
             "req/s asked": step.rate_asked,
@@ -172,16 +173,6 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
         }
         for step in result.steps
     ]
-    outcomes = (
-        rows.assign(error=rows["error"].fillna("").replace("", "none"))
-        .groupby(["phase", "error"])
-        .size()
-        .reset_index(name="requests")
-    )
-    table = [
-        {str(key): _plain(value) for key, value in row.items()}
-        for row in outcomes.to_dict("records")
-    ]
     simulated = ", ".join(result.profile.simulated)
     return {
         "verdict": result.verdict,
@@ -191,7 +182,12 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
         ),
         "report": dg.MetadataValue.path(folder / "report.html"),
         "steps": dg.MetadataValue.table([dg.TableRecord(row) for row in steps]),
-        "requests": dg.MetadataValue.table([dg.TableRecord(row) for row in table]),
+        "requests by outcome": dg.MetadataValue.table(
+            [
+                dg.TableRecord({"req/s asked": float(row.pop("rate")), **_integers(row)})
+                for row in outcomes.to_dict("records")
+            ]
+        ),
         "capacity": capacity(result),
         "L* (requests in flight)": result.in_flight_at_capacity or 0.0,
         "limited by": result.limited_by,
@@ -199,8 +195,9 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> str | int:
-    return value if isinstance(value, str) else int(value)
+def _integers(row: Mapping[str, Any]) -> dict[str, int]:
+    """NumPy's integers as Dagster's tables take them."""
+    return {str(name): int(count) for name, count in row.items()}
 
 
 @dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"locust"}, check_specs=[CHECK])

@@ -1,0 +1,190 @@
+"""From the catalog to the load, and from the result to what a person sees."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets.promoted_model import in_record
+from assets.promotion import Refused
+from assets.rebenchmark import compare
+from assets.ttft_benchmark import (
+    capacity,
+    longest_seconds,
+    profile,
+    refusal,
+    shown,
+    verdict,
+    write_report,
+)
+from catalog.load import catalog
+from k8s.gpus import Gpu
+from k8s.manifests import Release
+from k8s.records import PromotionRecord
+from k8s.rollout import Rollout
+from k8s.smoke import SmokeReport
+from loadtests.profile import Profile, ProfileError
+from loadtests.result import Capacity, Quantiles, Result, Step, Verdict, pack_rows
+
+ROLLOUT = Rollout("m-green", "m-green-x", "10.0.0.7", "node-1", "sha256:" + "1" * 64, "abc", 3.5)
+SMOKE = SmokeReport(
+    (Gpu(0, "NVIDIA-L4", "GPU-1", 23034, 1, "550.1"),), "550.1", 200, "m", "/models", (), 9, ()
+)
+
+
+def release(model: str = "smollm2-135m", **changes: Any) -> Release:
+    spec = catalog().model(model).model_copy(update=changes)
+    return Release(spec, catalog().cluster("lab"), "c" * 40, "green", "run-1", 60)
+
+
+def load(of: Release | None = None, rollout: Rollout = ROLLOUT) -> Profile:
+    return profile(of or release(), rollout, SMOKE)
+
+
+def step(rate: float, verdict: Verdict, ttft_p95: float | None) -> Step:
+    quantiles = Quantiles(p50=100.0, p95=ttft_p95, p99=ttft_p95)
+    return Step(
+        rate_asked=rate,
+        rate_achieved=rate,
+        seconds=5.0,
+        scheduled=60,
+        failed=0 if ttft_p95 else 9,
+        misses={},
+        ttft_ms=quantiles,
+        itl_ms=Quantiles(p50=20.0, p95=30.0, p99=40.0),
+        chunk_gap_ms=Quantiles(p50=20.0, p95=30.0, p99=40.0),
+        e2e_ms=quantiles,
+        tokens_per_chunk=1.0,
+        tokens_in_mean=64.0,
+        tokens_out_mean=16.0,
+        attainment=1.0 if verdict == "pass" else 0.4,
+        attainment_low=0.3,
+        attainment_high=1.0,
+        in_flight_mean=rate * 0.5,
+        server=None,
+        send_lag_p99_ms=1.0,
+        generator_cpu=0.1,
+        reused_connections=0.0,
+        repeats=1,
+        discarded=(),
+        verdict=verdict,
+        reason="",
+    )
+
+
+def result(
+    verdict: Verdict = "pass",
+    *,
+    lower: float = 8.0,
+    upper: float | None = 12.0,
+    ttft: float = 240.0,
+) -> Result:
+    return Result(
+        verdict=verdict,
+        reason=f"the SLO at 4 req/s: {verdict}",
+        steps=(step(4.0, verdict, ttft), step(12.0, "fail", None)),
+        capacity=Capacity(lower=lower, estimate=10.0, upper=upper, at_least=upper is None),
+        in_flight_at_capacity=5.0,
+        limited_by="the engine",
+        profile=load(),
+        started_at="2026-01-01T00:00:00+00:00",
+        seconds=30.0,
+        server={"version": "0.30.0"},
+        network={},
+        versions={"locust": "2.47"},
+    )
+
+
+@pytest.mark.parametrize("model", catalog().models)
+def test_every_model_of_the_catalog_has_a_load(model: str) -> None:
+    spec = catalog().model(model)
+    made = load(release(model))
+    assert made.model == spec.served_name
+    assert made.slo.required_rate == spec.slo.required_rate
+    assert made.simulated == ("gpu", "engine")
+    assert made.metadata["commit"] == "c" * 40
+    fewest = sum(spec.traffic.step_seconds + spec.traffic.warmup_seconds for _ in made.ladder)
+    assert fewest < longest_seconds(made) < 24 * 3600
+
+
+def test_an_ipv6_pod_is_put_in_brackets() -> None:
+    from dataclasses import replace
+
+    assert load(rollout=replace(ROLLOUT, pod_ip="fd00::7")).base_url == "http://[fd00::7]:8000"
+
+
+def test_what_no_benchmark_can_tell_names_the_catalog_file() -> None:
+    traffic = catalog().model("smollm2-135m").traffic.model_copy(update={"timeout_seconds": 0.1})
+    with pytest.raises(ProfileError, match=r"catalog/models/smollm2-135m.yaml.*timeout_s"):
+        load(release(traffic=traffic))
+
+
+def test_the_verdict_has_the_numbers_that_decided() -> None:
+    line = verdict(result())
+    for part in ("pass", "TTFT p95 240 ms (SLO 500 ms)", "4 req/s", "λ* 10 req/s (8 to 12)"):
+        assert part in line
+    assert capacity(result(upper=None)) == "λ* at least 10 req/s"
+
+
+@pytest.mark.parametrize("kind", ["fail", "invalid", "inconclusive"])
+def test_a_refusal_says_why_and_where_to_look(kind: Verdict, tmp_path: Path) -> None:
+    text = refusal(release(), result(kind, ttft=900.0), tmp_path)
+    for part in ("smollm2-135m", "cccccccccccc", "900 ms", "report.html", "catalog/models"):
+        assert part in text
+
+
+def test_metadata_and_report_show_picture_and_tables(tmp_path: Path) -> None:
+    rows = [
+        {"rate": 4.0, "phase": phase, "error": error}
+        for phase, error in [("warmup", None), ("measure", None), ("measure", "timeout")]
+    ]
+    (tmp_path / "rows.jsonl.gz").write_bytes(pack_rows(rows))
+    write_report(tmp_path, result(), {"promotion": "run-1"})
+    metadata = shown(result(), tmp_path)
+    assert (tmp_path / "ttft.png").read_bytes().startswith(b"\x89PNG")
+    assert "run-1" in (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in metadata["TTFT against arrival rate"].value
+    [row] = metadata["requests by outcome"].records
+    assert row.data == {"req/s asked": 4.0, "answered": 1, "timeout": 1}
+    [_, failed] = metadata["steps"].records
+    assert failed.data["TTFT p95"] == "infinite (failed requests)"
+    # Dagster takes it all.
+    dg.AssetCheckResult(passed=True, metadata=metadata)
+
+
+def record(benchmark: dict[str, Any]) -> PromotionRecord:
+    return PromotionRecord(
+        promotion="run-0",
+        cluster="lab",
+        slot="blue",
+        at="2026-01-01T00:00:00+00:00",
+        revision="main",
+        commit="c" * 40,
+        manifest_digest="sha256:" + "2" * 64,
+        weights_bytes=1,
+        spec=release().model,
+        image_digest=ROLLOUT.image_digest,
+        template_hash="abc",
+        startup_seconds=60,
+        seconds_to_ready=3.5,
+        node="node-1",
+        gpus=[],
+        smoke="",
+        benchmark=benchmark,
+        thresholds={},
+        trigger="",
+        strategy="blue_green",
+        simulated=[],
+    )
+
+
+def test_a_rebenchmark_compares_with_the_promotion() -> None:
+    promoted = record(in_record(result(lower=8.0)))
+    compare(promoted, result(lower=8.0))
+    with pytest.raises(Refused, match="carries less than at its promotion"):
+        compare(promoted, result(lower=2.0, upper=4.0))
+    other = result()
+    other = other.model_copy(update={"profile": other.profile.model_copy(update={"seed": 9})})
+    with pytest.raises(Refused, match="another load profile"):
+        compare(promoted, other)
