@@ -13,20 +13,22 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import relay
+from lab import images, model, programs, relay, system_packages
 from lab.kubernetes import bringup, components, preflight
 from lab.kubernetes.addresses import API_PORT, HUB_PORT, NODE_IP, PROMETHEUS_IP, PROMETHEUS_PORT
-from lab.kubernetes.bringup import Parts
-from lab.kubernetes.sandbox import MARKER, LabError, Sandbox, is_running
+from lab.kubernetes.bringup import CLUSTERS, Parts
+from lab.kubernetes.sandbox import LabError, Sandbox, is_running
+from lab.programs.errors import SetupError
 
-__all__ = ["Lab", "LabError", "find", "running", "start"]
+__all__ = ["CLUSTERS", "ENGINES", "Lab", "LabError", "build", "find", "running", "start"]
 
-ENGINES = ("simulator", "vllm")
+ENGINES = tuple(CLUSTERS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Lab:
         return self.state / "gpu" / "nvidia-smi"
 
     def unhealthy_gpus(self) -> Path:
-        """A file that lists ids of GPUs (as nvidia-smi shows them) that the plugin calls unhealthy."""
+        """A file with ids of GPUs (nvidia-smi shows them) that the plugin calls unhealthy."""
         return self.state / "gpu" / "unhealthy"
 
     def models(self) -> Path:
@@ -59,14 +61,9 @@ class Lab:
         return self.state / "models"
 
 
-def cache() -> Path:
-    """Where everything of the lab lives that is not in the repository."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / MARKER
-
-
 def states() -> Path:
     """The folder of the running labs' folders."""
-    return cache() / "run"
+    return programs.cache_folder() / "run"
 
 
 def find(name: str = "lab") -> Lab | None:
@@ -102,14 +99,13 @@ def start(
     engine: str = "simulator",
     port: int = 0,
     progress: Callable[[str], None] = print,
-    parts: Parts | None = None,
 ) -> Iterator[Lab]:
     """Starts a lab and yields it when all of it works; ends it without a trace after the block.
 
-    `engine`: "simulator", or "vllm" for the real one (Pods with a GPU get its environment mounted).
-    `port`: of the API server on loopback; Prometheus is at the next one and the hub at the one after;
-    0 takes free ones. `progress` gets the lines of the timeline. `parts`: what `python -m lab build`
-    built, unless given. Raises LabError with the part that failed and the end of its log.
+    `engine`: "simulator", or "vllm" for the real one (Pods with a GPU get its environment).
+    `port`: of the API server on loopback; Prometheus is at the next one and the hub at the one
+    after; 0 takes free ones. `progress` gets the lines of the timeline. Raises LabError with the
+    part that failed and the end of its log.
     """
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,28}[a-z0-9])?", name):
         raise LabError(f"{name!r} can't be a lab's name: lower-case letters, digits and - only")
@@ -122,7 +118,7 @@ def start(
 
     state = states() / name
     preflight.check(state)
-    parts = parts or built_parts()
+    parts = built_parts(engine, progress)
     sockets = listen(port)
     api_port, prometheus_port, hub_port = (s.getsockname()[1] for s in sockets)
     inside = (
@@ -188,9 +184,40 @@ def write(lab: Lab) -> None:
     new.rename(lab.state / "lab.json")
 
 
-def built_parts() -> Parts:
-    """What `python -m lab build` built. Raises LabError if that is to be run first."""
-    raise LabError("run `python -m lab build`")
+def build(progress: Callable[[str], None]) -> None:
+    """Everything that a lab needs and that is not there yet, independent parts beside each other;
+    seconds when all of it is there. Raises SetupError or ModelError."""
+    system_packages.check()
+    with ThreadPoolExecutor() as pool:
+
+        def packages_and_images() -> None:
+            system_packages.install(progress)
+            images.build_python(progress)
+
+        work: list[Future[Any]] = [
+            pool.submit(packages_and_images),
+            pool.submit(programs.build, progress),
+            pool.submit(model.checkpoint, progress),
+        ]
+        for future in work:
+            future.result()
+    images.build_static(progress)
+
+
+def built_parts(engine: str, progress: Callable[[str], None]) -> Parts:
+    """What `build` built; images whose code has changed since are made anew. Raises LabError."""
+    try:
+        archives = images.build(progress)
+    except SetupError as error:
+        raise LabError(str(error)) from error
+    if engine != "vllm":
+        archives.pop("vllm-cpu", None)
+    return Parts(
+        programs=programs.folder() / "bin",
+        images=archives,
+        keda=programs.manifests("keda"),
+        monitoring=programs.manifests("monitoring"),
+    )
 
 
 def engine_mounts(engine: str) -> tuple[tuple[str, str], ...]:

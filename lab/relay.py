@@ -48,17 +48,20 @@ async def relay(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
 ) -> None:
     """Serves one connection; a cut on one side cuts the other."""
-    there: asyncio.StreamWriter | None = None
     try:
         connecting = asyncio.open_connection(host, port, limit=CHUNK)
         back, there = await asyncio.wait_for(connecting, CONNECT_SECONDS)
-        await asyncio.gather(copy(reader, there), copy(back, writer))
     except (OSError, TimeoutError):
         writer.transport.abort()
+        return
+    try:
+        await asyncio.gather(copy(reader, there), copy(back, writer))
+    except OSError:
+        writer.transport.abort()
+        there.transport.abort()
     finally:
-        for side in (writer, there):
-            if side is not None:
-                side.close()
+        writer.close()
+        there.close()
 
 
 async def serve(targets: dict[int, tuple[str, int]]) -> None:

@@ -1,14 +1,13 @@
 """What runs on the lab's Kubernetes beside its components: DNS, Prometheus, KEDA, hub, storage.
 
-Each function applies its objects and returns when they do their work. They run beside each other;
-`images` says when an image is on the node (imagePullPolicy is Never: a Pod made too early would wait).
+Each function applies its objects and returns when they do their work. They run beside each other.
+No Pod is made before its image is on the node: with imagePullPolicy Never it would fail first.
 """
 
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lab.kubernetes import certificates
 from lab.kubernetes.addresses import DOMAIN, NODE
@@ -47,27 +46,6 @@ class Bringup:
 def read(name: str) -> list[Obj]:
     """The objects of a YAML file of this folder."""
     return load((HERE / name).read_text())
-
-
-def lean(obj: Obj) -> Obj:
-    """A CustomResourceDefinition without its prose: nine tenths of its size, which the API server
-    would merge into its OpenAPI documents again and again while the lab starts."""
-    if obj["kind"] == "CustomResourceDefinition":
-        for version in obj["spec"]["versions"]:
-            _drop_descriptions(version["schema"]["openAPIV3Schema"])
-    return obj
-
-
-def _drop_descriptions(schema: Any) -> None:
-    """Of a schema and those in it; a property that is called description stays."""
-    if isinstance(schema, dict):
-        if isinstance(schema.get("description"), str):
-            del schema["description"]
-        for value in schema.values():
-            _drop_descriptions(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            _drop_descriptions(value)
 
 
 def namespace(name: str) -> Obj:
@@ -112,7 +90,7 @@ def storage(up: Bringup, models: Path) -> None:
 
 def prometheus(up: Bringup, crds: list[Obj]) -> None:
     """prometheus-operator and its Prometheus. `crds`: the operator's."""
-    up.apply([lean(crd) for crd in crds])
+    up.apply(crds)
     objects = read("prometheus.yaml")
     (instance,) = (o for o in objects if o["kind"] == "Prometheus")
     up.images("prometheus-operator")
@@ -136,7 +114,7 @@ def prometheus(up: Bringup, crds: list[Obj]) -> None:
 
 def keda(up: Bringup, objects: list[Obj]) -> None:
     """KEDA, until the HPA can ask it for external metrics. `objects`: its manifests."""
-    objects = _with_certificates([lean(obj) for obj in objects])
+    objects = _with_certificates(objects)
     workloads = [o for o in objects if o["kind"] == "Deployment"]
     up.apply([o for o in objects if o["kind"] != "Deployment"])
     up.images("keda")

@@ -1,5 +1,6 @@
-"""The bring-up: everything of a lab started inside its sandbox, as much as possible side by side."""
+"""The bring-up: everything of a lab started inside its sandbox, side by side."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import model
 from lab.kubernetes import addons, certificates, components
 from lab.kubernetes.addons import Bringup
 from lab.kubernetes.addresses import HUB_PORT, NODE_IP
-from lab.kubernetes.api import Api, load
-from lab.kubernetes.sandbox import ROOT, LabError, Program, Sandbox
+from lab.kubernetes.api import Api, Obj, load
+from lab.kubernetes.sandbox import ROOT, LabError, Sandbox
 
 NAMESPACE = "llm"
 PROMOTER = "vllm-promotion"  # the ServiceAccount that the pipeline runs with
@@ -32,14 +34,12 @@ IMAGES_FIRST = ("pause", "keda", "coredns", "prometheus-operator", "prometheus")
 @dataclass(frozen=True)
 class Parts:
     """What the set-up built: the folder with the programs, an OCI archive for each image (by its
-    name after lab.local/), the manifests of KEDA and of prometheus-operator's CRDs, and the folder
-    that the hub serves."""
+    name after lab.local/), and the objects of KEDA and of prometheus-operator (Lists in JSON)."""
 
     programs: Path
     images: Mapping[str, Path]
     keda: Path
-    monitoring_crds: Path
-    hub: Path
+    monitoring: Path
 
 
 class Abandoned(LabError):
@@ -86,13 +86,11 @@ def bring_up(
     sandbox.spawn("etcd", components.etcd(node))
     sandbox.spawn("kube-apiserver", components.api_server(node))
     sandbox.spawn("containerd", components.containerd(node))
-    start_hub(sandbox, parts)
     api = Api(api_port, state / "pki")
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="lab") as pool:
         images = Images(pool, sandbox, parts.images, abort, ready)
         platform = pool.submit(platform_objects, CLUSTERS[engine])
-        crds = pool.submit(lambda: load(parts.monitoring_crds.read_text()))
-        keda = pool.submit(lambda: load(parts.keda.read_text()))
+        hub_serves = pool.submit(serve_hub, sandbox, state / "hub", hub, abort, ready)
         up = Bringup(api, images.wait_for, abort.check, ready)
         try:
             wait_for_api(api, abort, ready)
@@ -104,13 +102,13 @@ def bring_up(
             sandbox.spawn("gpu-plugin", components.gpu_plugin(node))
             up.apply([addons.namespace(name) for name in ("monitoring", "lab")])
             work: list[Future[None]] = [
-                pool.submit(lambda: addons.keda(up, keda.result())),
-                pool.submit(lambda: addons.prometheus(up, crds.result())),
+                pool.submit(addons.keda, up, items(parts.keda)),
+                pool.submit(addons.prometheus, up, items(parts.monitoring)),
                 pool.submit(addons.node, up, node.gpus),
                 pool.submit(addons.dns, up),
                 pool.submit(addons.hub, up),
                 pool.submit(addons.storage, up, models),
-                pool.submit(wait_for_hub, hub, abort, ready),
+                hub_serves,
                 pool.submit(lambda: apply_platform(up, state, api_port, platform.result())),
                 *images.futures(),
             ]
@@ -131,7 +129,7 @@ def first_error(work: list[Future[None]]) -> None:
 
 
 class Images:
-    """Imports the image archives into containerd in the order of need, and tells when one is there."""
+    """Imports the image archives into containerd in the order of need; says when one is there."""
 
     def __init__(
         self,
@@ -204,29 +202,36 @@ def wait_for_api(api: Api, abort: Abort, ready: Callable[[str], None]) -> None:
         time.sleep(0.05)
 
 
-def start_hub(sandbox: Sandbox, parts: Parts) -> Program:
-    """The model hub, as a process of the node."""
+def serve_hub(
+    sandbox: Sandbox, root: Path, url: str, abort: Abort, ready: Callable[[str], None]
+) -> None:
+    """The model hub with the lab's model, as a process of the node; returns when it answers."""
+    model.publish(root, lambda _: None)
+    abort.check()
+    argv = [sys.executable, "-m", "lab.hub", f"--root={root}"]
     listen = [f"--host={NODE_IP}", f"--port={HUB_PORT}"]
-    argv = [sys.executable, "-m", "lab.hub", f"--root={parts.hub}", *listen]
-    return sandbox.spawn("hub", argv, {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"})
-
-
-def wait_for_hub(url: str, abort: Abort, ready: Callable[[str], None]) -> None:
-    """Until the hub answers HTTP, whatever it answers."""
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    sandbox.spawn("hub", [*argv, *listen], environment)
     end = time.monotonic() + HUB_SECONDS
     while True:
         abort.check()
         try:
             urllib.request.urlopen(url, timeout=5).close()
         except urllib.error.HTTPError:
-            pass  # it speaks
+            break  # it speaks
         except OSError as error:
             if time.monotonic() > end:
                 raise LabError(f"the model hub does not answer: {error}") from error
             time.sleep(0.1)
-            continue
-        ready("model hub")
-        return
+        else:
+            break
+    ready("model hub")
+
+
+def items(file: Path) -> list[Obj]:
+    """The objects of a List in JSON."""
+    objects: list[Obj] = json.loads(file.read_text())["items"]
+    return objects
 
 
 def platform_objects(cluster: str) -> str:
@@ -267,5 +272,3 @@ def apply_platform(up: Bringup, state: Path, api_port: int, text: str) -> None:
         namespace=NAMESPACE,
     )
     up.ready("platform objects")
-
-

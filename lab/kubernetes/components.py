@@ -209,7 +209,9 @@ def _kubelet(node: Node) -> dict[str, Any]:
         },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
-        "nodeStatusUpdateFrequency": "5s",
+        # How fast new GPUs show on the node; written no more often than that unless it changed.
+        "nodeStatusUpdateFrequency": "2s",
+        "nodeStatusReportFrequency": "30s",
         "syncFrequency": "5s",  # mounted ConfigMaps would lag a minute
         "maxPods": 80,
     }

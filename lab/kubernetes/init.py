@@ -31,7 +31,9 @@ SYSCTLS = {
 }
 
 
-def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+def mount(
+    source: str, target: str, fstype: str | None, flags: int, data: str | None = None
+) -> None:
     """mount(2). Raises OSError with source and target."""
     encoded = [None if a is None else os.fsencode(a) for a in (source, target, fstype)]
     libc = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +43,7 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
 
 
 def make_private_folders(state: Path) -> None:
-    """Binds folders of the state over PRIVATE; missing mount points are made in the sandbox only."""
+    """Binds folders of the state over PRIVATE; missing mount points are made in here only."""
     _shadow(Path("/var/lib"), state)  # before anything is shared, or it would shadow itself
     mount("none", "/", None, MS_REC | MS_SHARED)
     for path in PRIVATE:
@@ -83,7 +85,7 @@ def show_wanted_sysctls(state: Path) -> None:
 
 
 def make_network() -> None:
-    """The node's address on one end of a veth pair whose ends are both in here, as default route."""
+    """The node's address and default route, on a veth pair with both ends in here."""
     commands = f"""\
 link set lo up
 link add node0 type veth peer name node0p

@@ -1,10 +1,10 @@
 """The lab's keeper: starts the sandbox and the relay, and cleans up when its parent is gone.
 
-`python -m lab.kubernetes.keeper CONFIG` (JSON: see `KeeperConfig`), started by `sandbox.Sandbox`. Its
-stdin is a pipe whose other end only the parent holds: when that closes (the parent closed it, ended
-or was killed), the keeper kills the sandbox, removes its cgroups and deletes its state. It runs in a
-session of its own, so that what kills the parent's process group spares it, and should it be killed
-itself, the kernel kills the sandbox (PR_SET_PDEATHSIG).
+`python -m lab.kubernetes.keeper CONFIG` (JSON: see `KeeperConfig`), started by `sandbox.Sandbox`.
+Its stdin is a pipe whose other end only the parent holds: when that closes (the parent closed it,
+ended or was killed), the keeper kills the sandbox, removes its cgroups and deletes its state. It
+runs in a session of its own, so that what kills the parent's process group spares it, and should
+it be killed itself, the kernel kills the sandbox (PR_SET_PDEATHSIG).
 """
 
 import ctypes
@@ -16,12 +16,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab.kubernetes import cgroups
 
 PR_SET_PDEATHSIG = 1
+NAMESPACES = ("--mount", "--pid", "--net", "--uts", "--ipc")
+UNSHARE = ("unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc")
 READY_DEADLINE_S = 15.0
 
 
@@ -35,6 +38,9 @@ class KeeperConfig:
     relay: dict[str, str]
     lock: int
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
 
 class KeeperError(Exception):
     """The sandbox can't be started; the message says why."""
@@ -46,17 +52,16 @@ def die_with_parent() -> None:
 
 
 def start_sandbox(config: KeeperConfig) -> tuple[subprocess.Popen[bytes], int]:
-    """Starts the sandbox; returns the process that waits for it and the pid of its first process."""
+    """Starts the sandbox; returns the process that waits for it, and its first process's pid."""
     state = Path(config.state)
     log = state / "log" / "sandbox.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child"]
-            + ["--mount-proc", sys.executable, "-m", "lab.kubernetes.init", str(state)],
+            [*UNSHARE, sys.executable, "-m", "lab.kubernetes.init", str(state)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one thread
+            preexec_fn=die_with_parent,  # safe: this process has one thread
         )
     end = time.monotonic() + READY_DEADLINE_S
     while not (state / "ready").exists():
@@ -79,7 +84,7 @@ def start_relay(config: KeeperConfig, init: int) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=out,
             pass_fds=[int(fd) for fd in config.relay],
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one thread
+            preexec_fn=die_with_parent,  # safe: this process has one thread
         )
 
 
@@ -91,18 +96,20 @@ def wait_for_the_end(children: list[subprocess.Popen[bytes]]) -> None:
         os.close(fd)
 
 
-def clean_up(config: KeeperConfig, children: list[subprocess.Popen[bytes]], init: int | None) -> None:
+def clean_up(
+    config: KeeperConfig, children: list[subprocess.Popen[bytes]], init: int | None
+) -> None:
     """Ends everything and removes every trace."""
     if init is not None:
-        try:
+        with suppress(ProcessLookupError):  # it may have ended by itself
             os.kill(init, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # the sandbox ended by itself
     for child in children:
         child.kill()
         child.wait(timeout=30)
     cgroups.remove(config.cgroup)
     shutil.rmtree(config.state, ignore_errors=True)
+    with suppress(OSError):  # another lab is in there
+        Path(config.state).parent.rmdir()
 
 
 def main() -> None:

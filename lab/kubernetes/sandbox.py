@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import select
@@ -47,7 +46,7 @@ class Program:
 
 
 def lock_name(name: str) -> str:
-    """The abstract Unix socket that a running lab of that name holds; it vanishes with its holder."""
+    """The abstract Unix socket that a running lab of that name holds; it ends with its holder."""
     return f"\0{MARKER}-{os.getuid()}-{name}"
 
 
@@ -129,8 +128,7 @@ class Sandbox:
             )
             with (state / "log" / "keeper.log").open("wb") as log:
                 keeper = subprocess.Popen(
-                    [sys.executable, "-m", "lab.kubernetes.keeper"]
-                    + [json.dumps(dataclasses.asdict(config))],
+                    [sys.executable, "-m", "lab.kubernetes.keeper", config.to_json()],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -156,7 +154,9 @@ class Sandbox:
         enter = ["nsenter", "-t", str(self.init), "-m", "-p", "-n", "-u", "-i", "--wd=/", "--"]
         return [*enter, *argv]
 
-    def spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Program:
+    def spawn(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None
+    ) -> Program:
         """Starts a program of the lab, its output in STATE/log/<name>.log."""
         log = self.state / "log" / f"{name}.log"
         with log.open("ab") as out:
