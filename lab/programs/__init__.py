@@ -286,7 +286,13 @@ def _compile(go: _Go, work: Path, packages: int, progress: Progress) -> None:
             raise
         reader.join(10)
     if running.returncode:
-        raise _failure("go build", [line for line in said if not re.fullmatch(r"\S+\n", line)])
+        errors = [line for line in said if not re.fullmatch(r"\S+\n", line)]
+        errors.append(f"(exit status {running.returncode}{_out_of_memory(running.returncode)})")
+        raise _failure("go build", errors)
+
+
+def _out_of_memory(status: int) -> str:
+    return ": killed, perhaps for lack of memory; 4 GB are needed" if status == -9 else ""
 
 
 def _wait(running: subprocess.Popen[str], seconds: float) -> None:
