@@ -12,6 +12,7 @@ from catalog.load import catalog
 from k8s import records
 from k8s.client import connect
 from k8s.errors import AlreadyExists
+from pipelines.definitions import defs
 from pipelines.schedules import rebenchmark_nightly
 from tests.assets.test_ttft_benchmark import record
 
@@ -21,7 +22,9 @@ NIGHT = datetime.datetime(2026, 11, 25, 3, tzinfo=datetime.UTC)
 def tick() -> list[dg.RunRequest] | str | None:
     """Run requests, or why there are none."""
     with dg.build_schedule_context(
-        scheduled_execution_time=NIGHT, resources={"cluster": Cluster(name="lab")}
+        scheduled_execution_time=NIGHT,
+        repository_def=defs.get_repository_def(),
+        resources={"cluster": Cluster(name="lab")},
     ) as context:
         data = rebenchmark_nightly.evaluate_tick(context)
     return list(data.run_requests or []) or data.skip_message
