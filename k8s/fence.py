@@ -13,7 +13,7 @@ from catalog import ModelSpec
 from k8s import slots
 from k8s.client import Client, Obj
 from k8s.errors import KubernetesError
-from k8s.manifests import Release, Slot
+from k8s.manifests import Release, Slot, slot_name
 from k8s.manifests.release import COMMIT, GATE, PROMOTION, SLOTS
 
 GATES = ("weights", "smoke", "benchmark", "trigger")
@@ -52,9 +52,8 @@ def pass_gate(
     """
     if gate not in GATES:
         raise ValueError(f"no gate {gate!r}; there are {GATES}")
-    deployment = client.get("Deployment", release.name)
+    deployment, now = _settled(client, release.model, release.slot)
     _check_promotion(deployment, release.model, release.promotion)
-    now = slots.template_hash(client, release.model, release.slot, deployment)
     if now != template_hash:
         raise FenceError(
             f"gate {gate} was passed by the Pods {template_hash} of Deployment {release.name}, but "
@@ -85,14 +84,20 @@ def require(client: Client, model: ModelSpec, promotion: str, gates: Sequence[st
             f"promotion {promotion} has no candidate of {model.name} in namespace "
             f"{client.namespace}. {_restart(model)}"
         )
-    template = slots.template_hash(client, model, slot, deployment)
-    if template is None:
-        raise FenceError(
-            f"Deployment {deployment['metadata']['name']} is being changed. {_restart(model)}"
-        )
+    deployment, template = _settled(client, model, slot)
     passes = {gate: _passed(deployment, model, promotion, template, gate) for gate in gates}
     commit = slots.annotations(deployment).get(COMMIT, "")
     return Candidate(slot, commit, template, passes)
+
+
+def _settled(client: Client, model: ModelSpec, slot: Slot) -> tuple[Obj, str]:
+    found = slots.settled(client, model, slot)
+    if found is None:
+        raise FenceError(
+            f"Deployment {slot_name(model, slot)} is gone, or its controller doesn't look at it. "
+            f"{_restart(model)}"
+        )
+    return found
 
 
 def _passed(

@@ -24,6 +24,7 @@ Progress = Callable[[str], None]
 
 PAUSED = "autoscaling.keda.sh/paused-replicas"
 REMOVE_SECONDS = 60.0
+RESUME_SECONDS = 60.0
 LOOK_SECONDS = 1.0
 
 
@@ -158,12 +159,7 @@ def unpause(client: Client, model: ModelSpec, slot: Slot) -> bool:
 
 
 def resume(
-    client: Client,
-    model: ModelSpec,
-    slot: Slot,
-    *,
-    deadline_s: float = 60.0,
-    progress: Progress = lambda _: None,
+    client: Client, model: ModelSpec, slot: Slot, *, progress: Progress = lambda _: None
 ) -> None:
     """End the pause, and wait until it has ended: Paused is not True, and there is an HPA again.
 
@@ -174,7 +170,7 @@ def resume(
     if not unpause(client, model, slot):
         return
     state = ""
-    deadline = time.monotonic() + deadline_s
+    deadline = time.monotonic() + RESUME_SECONDS
     while time.monotonic() < deadline:
         scaled = client.find("ScaledObject", name)
         if scaled is None:

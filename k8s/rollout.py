@@ -217,9 +217,11 @@ def reap(
     for slot in SLOTS:
         if slot != live:
             todo.try_(partial(_end_slot, client, model, slot, lambda of: of != promotion))
+    before = len(todo.done)
     if live is not None:
         todo.try_(lambda: _bring_back(client, model, live, progress))
-        _wait_for_live(client, model, live, progress)
+        if len(todo.done) > before:
+            _wait_for_live(client, model, live, progress)
     return todo.finish()
 
 
@@ -303,18 +305,14 @@ def _bring_back(client: Client, model: ModelSpec, live: Slot, progress: Progress
 
 def _wait_for_live(client: Client, model: ModelSpec, live: Slot, progress: Progress) -> None:
     """A live slot that was just brought back needs its start-up time. Goes on when it is over."""
-    deployment = slots.deployment_of(client, model, live)
-    if deployment is None or not deployment["spec"].get("replicas"):
-        return
+    name = slot_name(model, live)
+    deployment = client.get("Deployment", name)
     deadline = time.monotonic() + deployment["spec"].get("progressDeadlineSeconds", 600)
-    said = False
+    progress(f"Deployment {name}: waiting until it is ready again")
     while not traffic.ready_replicas(client, model, live):
         if time.monotonic() > deadline:
-            progress(f"Deployment {slot_name(model, live)} is live and has no ready Pod")
+            progress(f"Deployment {name} is live and has no ready Pod")
             return
-        if not said:
-            progress(f"Deployment {slot_name(model, live)}: waiting until it is ready again")
-            said = True
         time.sleep(1)
 
 
@@ -342,9 +340,10 @@ def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list
     release = Release(
         record.spec, cluster, record.commit, record.slot, record.promotion, record.startup_seconds
     )
-    deployment = client.find("Deployment", release.name)
-    if deployment is None:
+    settled = slots.settled(client, record.spec, record.slot)
+    if settled is None:
         return [f"Deployment {release.name} is gone"]
+    template = settled[1]
     found = []
     thresholds = Thresholds(**record.thresholds)
     minimum = record.spec.scaling.min_replicas
@@ -361,7 +360,6 @@ def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list
                 f"{obj['kind']} {obj['metadata']['name']}: {field} was set by {manager}"
                 for field, manager in error.fields.items()
             ] or [f"{obj['kind']} {obj['metadata']['name']}: {error}"]
-    template = slots.template_hash(client, record.spec, record.slot, deployment)
     if template != record.template_hash:
         found.append(
             f"Deployment {release.name}: its Pods are {template}, those promoted were "

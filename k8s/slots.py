@@ -1,11 +1,14 @@
 """The two slots of a model as the cluster has them now."""
 
+import time
+
 from catalog import ModelSpec
 from k8s.client import Client
 from k8s.manifests.release import Obj, Slot, engine_selector, slot_name
 
 REVISION = "deployment.kubernetes.io/revision"
 TEMPLATE_HASH = "pod-template-hash"
+SETTLE_SECONDS = 20.0
 
 
 def annotations(obj: Obj) -> dict[str, str]:
@@ -25,6 +28,22 @@ def template_hash(client: Client, model: ModelSpec, slot: Slot, deployment: Obj)
     for replica_set in client.list("ReplicaSet", labels=engine_selector(model, slot)):
         if revision is not None and annotations(replica_set).get(REVISION) == revision:
             return str(replica_set["metadata"]["labels"][TEMPLATE_HASH])
+    return None
+
+
+def settled(client: Client, model: ModelSpec, slot: Slot) -> tuple[Obj, str] | None:
+    """The slot's Deployment and the hash of its template, once the controller has seen it.
+
+    Even a new annotation of a Deployment counts as a change until its controller has looked.
+    None if there is no Deployment, or the controller doesn't look for SETTLE_SECONDS.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (deployment := deployment_of(client, model, slot)) is not None:
+        if found := template_hash(client, model, slot, deployment):
+            return deployment, found
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     return None
 
 
