@@ -8,10 +8,11 @@ is a right revision and one whose server is healthy and answers nonsense.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,6 @@ def play(lab: labs.Lab, engine: str) -> None:
         for number, act in enumerate(STORY[engine], 1):
             print(f"\n== {number}. Promote {act.title}: {model.name} at {act.revision}")
             run = promote(lab, model, cluster.name, act.revision)
-            print(run.table())
             check(act, run)
             if client is None:
                 client = TrafficClient.start(lab, cluster.namespace, model)
@@ -117,12 +117,10 @@ def play(lab: labs.Lab, engine: str) -> None:
     finally:
         summary = client.stop() if client else None
     assert summary is not None
-    print(
-        f"\nclient: {summary['requests']} requests through all of this, {summary['failures']} failures"
-    )
+    print(f"\nclient: {summary['requests']} requests meanwhile, {summary['failures']} failures")
     if summary["failures"] or not summary["requests"]:
         raise DemoFailed(f"the client's requests failed: {json.dumps(summary)}")
-    epilogue(lab, model)
+    epilogue(model)
 
 
 @dataclass(frozen=True)
@@ -130,62 +128,71 @@ class Run:
     """A promotion that ended: `dagster job execute`'s exit status and what each stage left."""
 
     status: int
-    run_id: str
-    seconds: float
     stages: list[dict[str, Any]]
-    folder: Path
     log: Path
-
-    def table(self) -> str:
-        """Stage, duration, outcome and the number that decided, as aligned text."""
-        rows = [("stage", "seconds", "outcome", "decided by")]
-        rows += [
-            (s["stage"], f"{s['seconds']:.1f}", s["outcome"], s["decided_by"]) for s in self.stages
-        ]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
-        lines.append(
-            f"exit status {self.status} after {self.seconds:.0f} s; log: {shown(self.log)}"
-        )
-        if (self.folder / "report.html").exists():
-            lines.append(f"report: {shown(self.folder / 'report.html')}")
-        return "\n".join("   " + line for line in lines)
 
 
 def promote(lab: labs.Lab, model: ModelSpec, cluster: str, revision: str) -> Run:
-    """Run the real job as a CI pipeline would. The command is printed."""
-    command = [
-        "dagster", "job", "execute", "-m", "pipelines.definitions", "-j", "promote",
-        "--tags", json.dumps({"dagster/partition": model.name}),
-        "--config-json", json.dumps({"ops": {"model_revision": {"config": {"revision": revision}}}}),
-    ]  # fmt: skip
+    """Run the real job as a CI pipeline would; each stage is printed as it ends."""
+    config = {"ops": {"model_revision": {"config": {"revision": revision}}}}
+    command = ["dagster", "job", "execute", "-m", "pipelines.definitions", "-j", "promote"]
+    command += ["--tags", json.dumps({"dagster/partition": model.name})]
+    command += ["--config-json", json.dumps(config)]
+    print("   $ " + shlex.join(command))
     prepare_home()
     reports = HOME / "reports" / model.name
-    before = set(reports.glob("*")) if reports.exists() else set()
+    before = set(reports.glob("*"))
     log = HOME / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{revision}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print("   $ " + " ".join(f"'{part}'" if part.startswith("{") else part for part in command))
+    log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
     with log.open("wb") as out:
-        try:
-            status = subprocess.run(
-                [str(ROOT / ".venv/bin/dagster"), *command[1:]],
-                cwd=ROOT, env=environment(lab, cluster), stdout=out, stderr=subprocess.STDOUT,
-                timeout=PROMOTION_SECONDS, check=False,
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise DemoFailed(
-                f"the promotion of {revision} had not ended after {PROMOTION_SECONDS} s; see {shown(log)}"
-            ) from None
-    seconds = time.monotonic() - started
-    new = sorted((set(reports.glob("*")) if reports.exists() else set()) - before)
-    if len(new) != 1:
-        raise DemoFailed(
-            f"the promotion of {revision} left no report; see {shown(log)}\n{tail(log)}"
+        process = subprocess.Popen(
+            [str(ROOT / ".venv/bin/dagster"), *command[1:]],
+            cwd=ROOT,
+            env=environment(lab, cluster),
+            stdout=out,
+            stderr=subprocess.STDOUT,
         )
-    lines = (new[0] / "stages.jsonl").read_text().splitlines()
-    stages = [json.loads(line) for line in lines]
-    return Run(status, new[0].name, seconds, stages, new[0], log)
+        try:
+            stages = follow(process, lambda: set(reports.glob("*")) - before, log)
+        except BaseException:
+            process.terminate()  # the run takes its candidate away before it ends
+            process.wait(60)
+            raise
+    print(f"   exit status {process.returncode} after {time.monotonic() - started:.0f} s")
+    print(f"   log: {shown(log)}")
+    for report in (f / "report.html" for f in set(reports.glob("*")) - before):
+        if report.exists():
+            print(f"   report: {shown(report)}")
+    return Run(process.returncode, stages, log)
+
+
+def follow(
+    process: "subprocess.Popen[bytes]", new: Callable[[], set[Path]], log: Path
+) -> list[dict[str, Any]]:
+    """Print each stage's line as it is written, until the run ends. Returns the stages.
+
+    Raises DemoFailed after PROMOTION_SECONDS.
+    """
+    row = "   {:<17} {:>7}  {:<11}  {}"
+    print(row.format("stage", "seconds", "outcome", "decided by"))
+    stages: list[dict[str, Any]] = []
+    deadline = time.monotonic() + PROMOTION_SECONDS
+    ended = False
+    while not ended:
+        if time.monotonic() > deadline:
+            raise DemoFailed(
+                f"the promotion had not ended after {PROMOTION_SECONDS} s; {tail(log)}"
+            )
+        time.sleep(0.3)
+        ended = process.poll() is not None
+        files = [folder / "stages.jsonl" for folder in new()]
+        lines = [line for f in files if f.exists() for line in f.read_text().splitlines()]
+        for stage in map(json.loads, lines[len(stages) :]):
+            stages.append(stage)
+            seconds = f"{stage['seconds']:.1f}"
+            print(row.format(stage["stage"], seconds, stage["outcome"], stage["decided_by"]))
+    return stages
 
 
 def check(act: Act, run: Run) -> None:
@@ -202,7 +209,7 @@ def check(act: Act, run: Run) -> None:
         )
 
 
-def epilogue(lab: labs.Lab, model: ModelSpec) -> None:
+def epilogue(model: ModelSpec) -> None:
     """Where to go from here."""
     print(
         f"""
@@ -212,8 +219,8 @@ next:
   make lab     keep a lab running; then, with the KUBECONFIG that it prints:
                kubectl -n llm get deploy,scaledobject,lease,configmap
                python -m k8s diff {model.name}     what a promotion would change
-  your model   copy catalog/models/{model.name}.yaml, then: make demo, or dagster job execute as above
-  your cluster copy catalog/clusters/eks-example.yaml, then: PROMOTION_CLUSTER=<name> and KUBECONFIG"""
+  your model   copy catalog/models/{model.name}.yaml, then dagster job execute as above
+  your cluster copy catalog/clusters/eks-example.yaml, and see docs/own-cluster.md"""
     )
 
 

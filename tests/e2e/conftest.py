@@ -18,6 +18,8 @@ import pytest
 
 from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
+from lab import lab as labs
+from lab.lab import Lab
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("assets", "catalog", "k8s", "loadtests", "pipelines", "weights")
@@ -46,9 +48,8 @@ class Run:
 class Target:
     """A cluster, and a shell that is set up to promote to it."""
 
+    lab: Lab
     kubeconfig: Path
-    admin_kubeconfig: Path
-    kubectl_binary: str
     cluster: ClusterSpec
     home: Path
     checkout: Path = ROOT
@@ -69,7 +70,7 @@ class Target:
     def kubectl(self, *args: str, check: bool = True, stdin: str | None = None) -> str:
         """kubectl as the cluster's administrator."""
         done = subprocess.run(
-            [self.kubectl_binary, "--kubeconfig", str(self.admin_kubeconfig), *args],
+            [str(self.lab.kubectl), "--kubeconfig", str(self.lab.kubeconfig), *args],
             capture_output=True, text=True, timeout=90, check=False, input=stdin,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
@@ -123,7 +124,8 @@ class Target:
 
     def live_slot(self) -> str | None:
         service = self.get("service", self.model.object_name)
-        return service and service["spec"]["selector"].get("vllm-promotion.io/slot")
+        slot = service["spec"]["selector"].get("vllm-promotion.io/slot") if service else None
+        return None if slot is None else str(slot)
 
     def live_commit(self) -> str | None:
         slot = self.live_slot()
@@ -165,19 +167,21 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     given = os.environ.get("KUBECONFIG")
     if given:
         cluster = catalog().cluster(os.environ.get("PROMOTION_CLUSTER", "lab"))
-        admin = Path(os.environ.get("ADMIN_KUBECONFIG", given))
-        yield Target(Path(given), admin, shutil.which("kubectl") or "kubectl", cluster, home)
+        yield Target(somewhere(Path(given)), Path(given), cluster, home)
         return
-    from lab import lab as labs
-
     with labs.start("e2e") as lab:
-        yield Target(
-            lab.promoter_kubeconfig,
-            lab.kubeconfig,
-            str(lab.kubectl),
-            catalog().cluster("lab"),
-            home,
-        )
+        yield Target(lab, lab.promoter_kubeconfig, catalog().cluster("lab"), home)
+
+
+def somewhere(kubeconfig: Path) -> Lab:
+    """A cluster that is no lab, as far as the tests use it: kubectl as its administrator."""
+    admin = Path(os.environ.get("ADMIN_KUBECONFIG", kubeconfig))
+    kubectl = shutil.which("kubectl")
+    assert kubectl, "KUBECONFIG is set: these tests need kubectl on PATH"
+    return Lab(
+        name="given", engine="", gpus=0, state=Path(), kubeconfig=admin,
+        promoter_kubeconfig=kubeconfig, kubectl=Path(kubectl), prometheus="", hub="", pid=0,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.client_pod import TrafficClient
 from tests.e2e.conftest import MODEL, Target
 
 pytestmark = pytest.mark.cluster
@@ -72,8 +73,10 @@ def test_a_lone_downstream_materialization_can_not_skip_a_gate(target: Target, f
         dagster = str(Path(sys.executable).parent / "dagster")
         run = target.finish(
             target.spawn(
-                [dagster, "asset", "materialize", "-m", "pipelines.definitions"]
-                + ["--select", asset, "--partition", MODEL]
+                [
+                    *(dagster, "asset", "materialize", "-m", "pipelines.definitions"),
+                    *("--select", asset, "--partition", MODEL),
+                ]
             )
         )
         assert run.status != 0, asset
@@ -85,12 +88,8 @@ def test_a_lone_downstream_materialization_can_not_skip_a_gate(target: Target, f
 def test_a_good_revision_moves_the_traffic_without_a_failed_request(
     target: Target, first: str
 ) -> None:
-    from lab.client_pod import TrafficClient
-
     slot = target.live_slot()
-    client = TrafficClient.start_on(
-        target.kubectl_binary, target.admin_kubeconfig, target.cluster.namespace, target.model
-    )
+    client = TrafficClient.start(target.lab, target.cluster.namespace, target.model)
     try:
         run = target.promote("v3")
     finally:
