@@ -101,3 +101,12 @@ def node(client: Client, server: apiserver.ApiServer, tmp_path: Path) -> Iterato
     """A simulated node, for logs, Jobs and port-forwards without containers."""
     with simulated_node.start(client, tmp_path) as node:
         yield node
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter pauses between polls than in production, where the API server is to be spared."""
+    monkeypatch.setattr("k8s.jobs._POLL_S", 0.1)
+    monkeypatch.setattr("k8s.logs._POLL_S", 0.1)
+    monkeypatch.setattr("k8s.lease._POLL_S", 0.1)
+    monkeypatch.setattr("k8s.wait._ASK_AGAIN_S", 1)

@@ -203,13 +203,13 @@ def test_pod_without_a_node(client: Client, server: object, name: str) -> None:
 
     threading.Thread(target=script, daemon=True).start()
     with pytest.raises(JobFailed, match=r"no node takes its Pod for 1 s: 0/1 nodes .*gpu"):
-        run(client, job(name), unschedulable_s=1)
+        run(client, job(name), unschedulable_s=0.6)
     with pytest.raises(WaitTimeout, match="Unschedulable: 0/1 nodes are available"):
-        run(client, job(name), deadline_s=1)
+        run(client, job(name), deadline_s=0.6)
 
 
 def test_quota(client: Client, server: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k8s.jobs._NO_POD_S", 1.0)
+    monkeypatch.setattr("k8s.jobs._NO_POD_S", 0.3)
     client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     full = Client(client.transport, name)
     full.create(

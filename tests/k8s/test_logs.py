@@ -122,14 +122,14 @@ def test_follow_ends_with_the_run_it_began_with(
 def test_deadline_names_the_last_line(client: Client, node: SimulatedNode, name: str) -> None:
     pod = node.pod(name)
     with pytest.raises(WaitTimeout, match="didn't start in time; last state: no status"):
-        list(logs.follow(client, name, "main", deadline_s=1))
+        list(logs.follow(client, name, "main", deadline_s=0.4))
     pod.wait("ContainerCreating", "")
     with pytest.raises(WaitTimeout, match="last state: ContainerCreating"):
-        list(logs.follow(client, name, "main", deadline_s=1))
+        list(logs.follow(client, name, "main", deadline_s=0.4))
     pod.start()
     pod.write("loading shard 3 of 4")
     with pytest.raises(WaitTimeout, match="last line: loading shard 3 of 4"):
-        list(logs.follow(client, name, "main", deadline_s=1.5))
+        list(logs.follow(client, name, "main", deadline_s=0.8))
 
 
 def test_tail_of_what_has_no_log(client: Client, node: SimulatedNode, name: str) -> None:

@@ -89,8 +89,8 @@ def test_conditions_may_depend_on_time(client: Client, name: str) -> None:
 def test_deadline_names_the_last_state(client: Client, name: str) -> None:
     client.create(config_map(name, stage="pulling"))
     started = time.monotonic()
-    with pytest.raises(WaitTimeout, match="not done after 2 s; last state: pulling") as error:
-        wait(client, "ConfigMap", name, until=lambda _: False, deadline_s=2, state=stage)
+    with pytest.raises(WaitTimeout, match="not done after 1 s; last state: pulling") as error:
+        wait(client, "ConfigMap", name, until=lambda _: False, deadline_s=1, state=stage)
     assert error.value.last_state == "pulling"
     assert time.monotonic() - started < 4
 
@@ -100,7 +100,7 @@ def test_server_away_until_the_deadline(faulty: Client, faults: FaultyApi, name:
     threading.Timer(0.5, lambda: faults.add(Fault(".", times=10**6, status=503))).start()
     threading.Timer(0.6, faults.cut).start()
     with pytest.raises(WaitTimeout, match=r"last state: pulling; now: .*HTTP status 503"):
-        wait(faulty, "ConfigMap", name, until=lambda _: False, deadline_s=3, state=stage)
+        wait(faulty, "ConfigMap", name, until=lambda _: False, deadline_s=2, state=stage)
 
 
 def test_missing_permission_ends_it(faulty: Client, faults: FaultyApi, name: str) -> None:
