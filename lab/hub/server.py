@@ -14,7 +14,6 @@ metadata is public), 404 RevisionNotFound and EntryNotFound. Files are served wi
 """
 
 import json
-import os
 import socket
 import threading
 import time
@@ -354,14 +353,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         with blob.open("rb") as source:
             if fault is None:
-                position = start
-                while position < end:
-                    sent = os.sendfile(
-                        self.connection.fileno(), source.fileno(), position, end - position
-                    )
-                    if not sent:
-                        raise ConnectionError("the client went away")
-                    position += sent
+                self.connection.sendfile(source, start, end - start)
                 return
             source.seek(start)
             self._send_damaged(source.read(end - start), start, fault)

@@ -1,0 +1,183 @@
+"""`python -m weights resolve|fetch|verify|list`: see --help of each.
+
+On a terminal it talks to a person; elsewhere it prints one JSON event a line: progress, then
+result, or error and exit status 1. HF_TOKEN and HF_ENDPOINT come from the environment.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from weights import manifest, verify
+from weights.errors import Damaged, Interrupted, NotPublished, WeightsError
+from weights.events import Reporter, amount, secrets_of
+from weights.fetch import Wanted, fetch
+from weights.hub import Hub, connect
+from weights.manifest import Manifest, Selection
+from weights.pace import Pace, Patience
+from weights.publish import folders
+from weights.resolve import check_commit, check_repo, resolve
+
+
+def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
+    """Run one command. Returns 0, or 1 after an error event; 2 comes from argparse."""
+    options = _parser().parse_args(argv)
+    out = out or sys.stdout
+    secrets = secrets_of(os.environ.get("HF_TOKEN"), os.environ.get("HF_ENDPOINT", ""))
+    reporter = Reporter(out, human=out.isatty(), secrets=secrets)
+    command: Callable[[argparse.Namespace, Reporter], None] = options.command
+    try:
+        command(options, reporter)
+    except WeightsError as error:
+        reporter.error(error)
+    except Exception as error:
+        # A fault of this program. The trace goes to the log, without the token.
+        sys.stderr.write(reporter.redact(traceback.format_exc()))
+        reporter.error(
+            WeightsError(
+                f"{type(error).__name__}: {error}",
+                "this is a fault of the program: report it with the trace in the Job's log",
+            )
+        )
+    else:
+        return 0
+    return 1
+
+
+def _resolve(options: argparse.Namespace, reporter: Reporter) -> None:
+    pace = Pace(_patience(options), reporter)
+    commit = resolve(_hub(reporter), options.repo, options.revision, pace)
+    reporter.result(repo=options.repo, revision=options.revision, commit=commit)
+
+
+def _fetch(options: argparse.Namespace, reporter: Reporter) -> None:
+    selection = Selection(
+        tuple(options.allow), tuple(options.ignore), allow_pickle=options.allow_pickle
+    )
+    wanted = Wanted(options.repo, options.commit, selection, chat=options.chat)
+    fetched = fetch(wanted, options.root, _hub(reporter), reporter, _patience(options))
+    reporter.result(**asdict(fetched))
+
+
+def _verify(options: argparse.Namespace, reporter: Reporter) -> None:
+    check_repo(options.repo)
+    check_commit(options.commit)
+    folder = folders(options.root, options.repo, options.commit).published
+    found = manifest.read(folder)
+    if found is None:
+        raise NotPublished(f"{folder} has no {manifest.NAME}", "fetch the commit first")
+    damaged = verify.damaged(folder, found, hashes=not options.sizes_only)
+    if damaged:
+        raise Damaged(
+            f"{folder}: " + "; ".join(f"{path} {why}" for path, why in damaged.items()),
+            "fetch the commit again: only what is damaged is downloaded",
+        )
+    reporter.result(
+        path=str(folder), files=len(found.files), bytes=found.bytes, manifest_digest=found.digest
+    )
+
+
+def _list(options: argparse.Namespace, reporter: Reporter) -> None:
+    published, unfinished = [], []
+    for path in sorted(options.root.glob(f"**/{manifest.NAME}")):
+        if any(part.startswith(".") for part in path.relative_to(options.root).parts):
+            continue
+        if found := manifest.read(path.parent):
+            published.append(_row(path.parent, found))
+            reporter.progress(
+                f"{found.repo}@{found.commit}: {len(found.files)} files, {amount(found.bytes)}, "
+                f"published {found.published_at}"
+            )
+    for pattern in ("**/.staging-*", "**/.work-*"):
+        unfinished += [str(path) for path in sorted(options.root.glob(pattern))]
+    reporter.result(published=published, unfinished=unfinished)
+
+
+def _row(folder: Path, found: Manifest) -> dict[str, object]:
+    return {
+        "path": str(folder),
+        "repo": found.repo,
+        "commit": found.commit,
+        "files": len(found.files),
+        "bytes": found.bytes,
+        "published_at": found.published_at,
+    }
+
+
+def _hub(reporter: Reporter) -> Hub:
+    hub = connect(os.environ)
+    reporter.hide(hub.token)  # it may come from the login of a terminal
+    return hub
+
+
+def _patience(options: argparse.Namespace) -> Patience:
+    return Patience(stall_s=options.stall_seconds, attempts=options.attempts)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m weights", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, run: Callable[..., None], about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(command=run)
+        return command
+
+    def add_hub(command: argparse.ArgumentParser) -> None:
+        default = Patience()
+        command.add_argument("--repo", required=True, help="organisation/name on the Hub")
+        command.add_argument(
+            "--stall-seconds",
+            type=float,
+            default=default.stall_s,
+            help="give up after so long without a byte",
+        )
+        command.add_argument(
+            "--attempts", type=int, default=default.attempts, help="tries of one request"
+        )
+
+    def add_place(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--commit", required=True, help="40 hex digits")
+        command.add_argument("--root", type=Path, required=True, help="the mounted volume")
+
+    command = add("resolve", _resolve, "print the commit of a branch, tag or short commit")
+    add_hub(command)
+    command.add_argument("--revision", required=True)
+    command = add("fetch", _fetch, "download, verify and publish a commit")
+    add_hub(command)
+    add_place(command)
+    command.add_argument("--allow", action="append", default=[], help="only files like this")
+    command.add_argument("--ignore", action="append", default=[], help="no files like this")
+    command.add_argument("--allow-pickle", action="store_true", help="loading one runs its code")
+    command.add_argument("--chat", action="store_true", help="there must be a chat template")
+    command = add("verify", _verify, "compare a published commit with its manifest")
+    command.add_argument("--repo", required=True)
+    add_place(command)
+    command.add_argument("--sizes-only", action="store_true", help="don't read the files")
+    command = add("list", _list, "what is published and what is unfinished on the volume")
+    command.add_argument("--root", type=Path, required=True)
+    return parser
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # the first is enough: let the end be told
+    raise Interrupted(
+        f"interrupted by {signal.Signals(number).name}", "start again: finished files are kept"
+    )
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # threads that hang in the client are not waited for

@@ -1,0 +1,166 @@
+"""The folders on the volume, and how a file and a commit get into their place: by rename.
+
+    <root>/<repo>/<commit>/                published: MANIFEST.json is there
+    <root>/<repo>/.staging-<commit>/       verified files of a fetch that isn't finished
+    <root>/<repo>/.work-<commit>-<id>/     of one running fetch; swept when it is dead
+
+Readers never see a half: a file is renamed into staging when it is verified, staging is renamed
+to the commit when it is whole. Locks of the file system are of no use here (they lie on NFS): one
+writer is the Lease's business; two of them still can't spoil anything, since each downloads into
+a folder of its own and a rename replaces a file by one with the same bytes.
+"""
+
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from weights import manifest
+from weights.errors import NotPublished
+from weights.manifest import File, Manifest
+
+# A fetch touches its heartbeat every few seconds; older than that, its process is gone.
+DEAD_AFTER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a commit is published, staged and downloaded to."""
+
+    root: Path
+    repo: str
+    commit: str
+    work: Path
+
+    @property
+    def published(self) -> Path:
+        """The commit's final folder."""
+        return self.root / self.repo / self.commit
+
+    @property
+    def staging(self) -> Path:
+        """Verified files wait here until all are there."""
+        return self.root / self.repo / f".staging-{self.commit}"
+
+
+def folders(root: Path, repo: str, commit: str) -> Folders:
+    """The folders of a commit; nothing is made yet."""
+    work = root / repo / f".work-{commit}-{uuid.uuid4().hex[:8]}"
+    return Folders(root, repo, commit, work)
+
+
+def make(root: Path, folder: Path) -> None:
+    """Make `folder` and what is missing above it, open to all users to read, whatever the umask."""
+    for path in (*[p for p in reversed(folder.parents) if root in p.parents], folder):
+        try:
+            path.mkdir(mode=0o755)
+        except FileExistsError:
+            continue
+        path.chmod(0o755)
+
+
+def beat(work: Path) -> None:
+    """Say that the fetch of this work folder is alive."""
+    (work / "heartbeat").write_text(f"{socket.gethostname()} {os.getpid()}\n")
+
+
+def sweep(work: Path) -> list[str]:
+    """Remove the work folders of fetches that are dead; returns their names.
+
+    Dead: no such process on this host, or a heartbeat that is a minute older than ours (both
+    times are the file system's, so clocks don't matter).
+    """
+    now = (work / "heartbeat").stat().st_mtime
+    swept = []
+    for other in work.parent.glob(".work-*"):
+        if other != work and _is_dead(other, now):
+            shutil.rmtree(other, ignore_errors=True)
+            swept.append(other.name)
+    return swept
+
+
+def _is_dead(work: Path, now: float) -> bool:
+    try:
+        heartbeat = work / "heartbeat"
+        if now - heartbeat.stat().st_mtime > DEAD_AFTER_S:
+            return True
+        host, pid = heartbeat.read_text().split()
+        if host != socket.gethostname():
+            return False
+        os.kill(int(pid), 0)
+    except FileNotFoundError:
+        return work.is_dir() and now - work.stat().st_mtime > DEAD_AFTER_S
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):  # being written, or another user's process
+        return False
+    return False
+
+
+def settle(root: Path, downloaded: Path, target: Path) -> None:
+    """Move a verified file to its place, on disk and readable by all."""
+    downloaded.chmod(0o644)
+    _sync(downloaded)
+    make(root, target.parent)
+    downloaded.replace(target)
+
+
+def publish(where: Folders, content: Manifest) -> bool:
+    """Write the manifest and make the commit visible.
+
+    Returns False if another fetch published this commit meanwhile (or staging vanished under
+    us, which is the same): the caller looks at what is there now. Raises NotPublished for a
+    folder that somebody made by hand.
+    """
+    written = where.work / manifest.NAME
+    written.write_text(content.dump())
+    written.chmod(0o644)
+    _sync(written)
+    target = where.published if is_published(where) else where.staging
+    try:
+        for folder in {target, *((target / file.path).parent for file in content.files)}:
+            _sync(folder)
+        written.replace(target / manifest.NAME)
+        _sync(target)
+        if target == where.staging:
+            target.rename(where.published)
+            _sync(where.published.parent)
+    except OSError:
+        if is_published(where) and target == where.staging:
+            return False
+        raise
+    return True
+
+
+def is_published(where: Folders) -> bool:
+    """Whether the commit's folder is there, with a manifest. Raises NotPublished if without."""
+    if (where.published / manifest.NAME).exists():
+        return True
+    if where.published.exists():
+        raise NotPublished(
+            f"{where.published} is there without a {manifest.NAME}: not made by this program",
+            "move it away (is a server using it?), then start again",
+        )
+    return False
+
+
+def tidy(folder: Path, files: Iterable[File]) -> None:
+    """Remove from staging what the plan doesn't have, say from a fetch with other patterns."""
+    wanted = {folder / file.path for file in files}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path not in wanted:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
