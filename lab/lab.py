@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import images, model, programs, relay, system_packages
-from lab.kubernetes import bringup, components, preflight
+from lab.kubernetes import bringup, components, image_store, preflight
 from lab.kubernetes.addresses import API_PORT, HUB_PORT, NODE_IP, PROMETHEUS_IP, PROMETHEUS_PORT
 from lab.kubernetes.bringup import CLUSTERS, Parts
 from lab.kubernetes.sandbox import LabError, Sandbox, is_running
@@ -201,7 +201,8 @@ def build(progress: Callable[[str], None]) -> None:
         ]
         for future in work:
             future.result()
-    images.build_static(progress)
+    archives = images.build(progress)
+    image_store.build(archives, states() / image_store.NAME, progress)
 
 
 def built_parts(engine: str, progress: Callable[[str], None]) -> Parts:

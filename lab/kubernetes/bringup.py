@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import model
-from lab.kubernetes import addons, certificates, components
+from lab.kubernetes import addons, certificates, components, image_store
 from lab.kubernetes.addons import Bringup
 from lab.kubernetes.addresses import HUB_PORT, NODE_IP
 from lab.kubernetes.api import Api, Obj, load
@@ -85,7 +85,6 @@ def bring_up(
     abort = Abort(sandbox)
     sandbox.spawn("etcd", components.etcd(node))
     sandbox.spawn("kube-apiserver", components.api_server(node))
-    sandbox.spawn("containerd", components.containerd(node))
     api = Api(api_port, state / "pki")
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="lab") as pool:
         images = Images(pool, sandbox, parts.images, abort, ready)
@@ -110,7 +109,7 @@ def bring_up(
                 pool.submit(addons.storage, up, models),
                 hub_serves,
                 pool.submit(lambda: apply_platform(up, state, api_port, platform.result())),
-                *images.futures(),
+                images.imported,
             ]
             first_error(work)
         except BaseException:
@@ -129,7 +128,8 @@ def first_error(work: list[Future[None]]) -> None:
 
 
 class Images:
-    """Imports the image archives into containerd in the order of need; says when one is there."""
+    """Puts the images onto the node: those of the store at once, others imported in the order of
+    need; says when one is there."""
 
     def __init__(
         self,
@@ -141,14 +141,9 @@ class Images:
     ) -> None:
         self._sandbox = sandbox
         self._abort = abort
-        order = [name for name in IMAGES_FIRST if name in archives]
-        order += [name for name in archives if name not in order]
-        self._there = {name: threading.Event() for name in order}
+        self._there = {name: threading.Event() for name in archives}
         self._containerd = threading.Event()
-        self._importing = pool.submit(self._import_all, archives, ready)
-
-    def futures(self) -> list[Future[None]]:
-        return [self._importing]
+        self.imported: Future[None] = pool.submit(self._import, archives, ready)
 
     def wait_for(self, name: str) -> None:
         """Until the image is on the node. Raises LabError."""
@@ -162,29 +157,27 @@ class Images:
 
     def _wait(self, event: threading.Event) -> None:
         while not event.wait(0.1):
-            if self._importing.done():
-                self._importing.result()
+            if self.imported.done():
+                self.imported.result()
             self._abort.check()
 
-    def _import_all(self, archives: Mapping[str, Path], ready: Callable[[str], None]) -> None:
-        end = time.monotonic() + COMMAND_SECONDS
-        while True:
-            self._abort.check()
-            try:
-                self._sandbox.run(["ctr", "version"], timeout_s=5)
-                break
-            except LabError:
-                if time.monotonic() > end:
-                    raise
-            time.sleep(0.1)
+    def _import(self, archives: Mapping[str, Path], ready: Callable[[str], None]) -> None:
+        kept = image_store.contents()
+        if kept:
+            image_store.link_into(self._sandbox.state)
+        self._sandbox.spawn("containerd", components.containerd(self._sandbox.state))
+        image_store.wait_for_containerd(self._sandbox, self._abort.check)
         self._containerd.set()
         ready("containerd")
-        for name, there in self._there.items():
+        lacking = image_store.lacking(archives, kept)
+        for name in archives.keys() - lacking.keys():
+            self._there[name].set()
+        first = [name for name in IMAGES_FIRST if name in lacking]
+        for name in dict.fromkeys([*first, *lacking]):
             self._abort.check()
-            argv = ["ctr", "-n", "k8s.io", "images", "import", str(archives[name])]
-            self._sandbox.run(argv, timeout_s=COMMAND_SECONDS)
-            there.set()
-        ready(f"{len(self._there)} images on the node")
+            image_store.import_image(self._sandbox, lacking[name])
+            self._there[name].set()
+        ready(f"{len(archives)} images on the node, {len(lacking)} of them newly imported")
 
 
 def wait_for_api(api: Api, abort: Abort, ready: Callable[[str], None]) -> None:

@@ -50,12 +50,8 @@ class Node:
 
 def write_configuration(node: Node) -> None:
     """Writes every configuration file. Raises LabError if runc or the CNI plugins are missing."""
+    write_containerd_configuration(node.state)
     folder = node.state / "etc"
-    folder.mkdir()
-    text = (HERE / "containerd.toml").read_text()
-    for key, value in {"runc": _find_runc(), "cni": _find_cni(), "state": str(node.state)}.items():
-        text = text.replace("{" + key + "}", value)
-    (folder / "containerd.toml").write_text(text)
     (node.state / "cni").mkdir()
     (node.state / "cni" / "10-lab.conflist").write_text(json.dumps(_cni()))
     (folder / "resolv.conf").write_text("")  # Pods with dnsPolicy Default: nothing to resolve there
@@ -67,15 +63,24 @@ def write_configuration(node: Node) -> None:
     (gpu / "nvidia-smi").chmod(0o755)
 
 
+def write_containerd_configuration(state: Path) -> None:
+    """Writes containerd's alone. Raises LabError if runc or the CNI plugins are missing."""
+    (state / "etc").mkdir()
+    text = (HERE / "containerd.toml").read_text()
+    for key, value in {"runc": _find_runc(), "cni": _find_cni(), "state": str(state)}.items():
+        text = text.replace("{" + key + "}", value)
+    (state / "etc" / "containerd.toml").write_text(text)
+
+
 def etcd(node: Node) -> list[str]:
     url = f"http://127.0.0.1:{ETCD_PORT}"
     return [
         node.program("etcd"),
-        f"--data-dir={node.state / 'etcd'}",
+        "--data-dir=/run/etcd",  # in memory, and dead with the lab
         f"--listen-client-urls={url}",
         f"--advertise-client-urls={url}",
         "--listen-peer-urls=http://127.0.0.1:2380",
-        "--unsafe-no-fsync",  # the data dies with the lab anyway
+        "--unsafe-no-fsync",
         "--log-level=warn",
     ]
 
@@ -135,8 +140,8 @@ def scheduler(node: Node) -> list[str]:
     return [node.program("kube-scheduler"), *_identity(node, "scheduler")]
 
 
-def containerd(node: Node) -> list[str]:
-    return ["containerd", "-c", str(node.state / "etc" / "containerd.toml"), "--log-level", "warn"]
+def containerd(state: Path) -> list[str]:
+    return ["containerd", "-c", str(state / "etc" / "containerd.toml"), "--log-level", "warn"]
 
 
 def kubelet(node: Node) -> list[str]:

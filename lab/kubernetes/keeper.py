@@ -123,7 +123,8 @@ def main() -> None:
         cgroups.make(config.cgroup)
         sandbox, init = start_sandbox(config)
         children.append(sandbox)
-        children.append(start_relay(config, init))
+        if config.relay:
+            children.append(start_relay(config, init))
         print(json.dumps({"init": init}), flush=True)
         wait_for_the_end(children)
     except (KeeperError, OSError) as error:

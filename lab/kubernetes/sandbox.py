@@ -8,11 +8,12 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lab.kubernetes.keeper import READY_DEADLINE_S, KeeperConfig
 MARKER = "vllm-promotion-lab"
 ROOT = Path(__file__).parents[2]  # of the repository: where `python -m lab…` finds its modules
 STOP_DEADLINE_S = 60.0
+COMMAND_DEADLINE_S = 60.0
 LOG_LINES = 15
 
 
@@ -43,6 +45,13 @@ class Program:
         except OSError as error:
             lines = [str(error)]
         return "\n".join("    " + line[:400] for line in lines) or "    (no output)"
+
+    def kill(self) -> None:
+        """Ends it at once. (The process that we know waits for it outside of the sandbox.)"""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for pid in children.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        self.process.wait(timeout=COMMAND_DEADLINE_S)
 
 
 def lock_name(name: str) -> str:
@@ -189,6 +198,19 @@ class Sandbox:
         if done.returncode:
             raise LabError(f"`{' '.join(argv)}` failed: {done.stderr.strip() or done.stdout}")
         return done.stdout
+
+    def wait_for(self, argv: Sequence[str], what: str, check: Callable[[], None]) -> None:
+        """Runs a command inside until it succeeds. `check` may raise meanwhile. Raises LabError."""
+        end = time.monotonic() + COMMAND_DEADLINE_S
+        while True:
+            check()
+            try:
+                self.run(argv, timeout_s=COMMAND_DEADLINE_S)
+                return
+            except LabError as error:
+                if time.monotonic() > end:
+                    raise LabError(f"{what} did not come up: {error}") from error
+            time.sleep(0.1)
 
     def check(self) -> None:
         """Raises LabError if a program has ended, with the end of its log."""
