@@ -1,0 +1,204 @@
+"""Counting GPUs, on nodes and Pods of a real API server, and reading nvidia-smi."""
+
+from typing import Any
+
+import pytest
+
+from catalog import ClusterSpec, ModelSpec
+from catalog.load import catalog
+from k8s.client import Client
+from k8s.gpus import (
+    Gpu,
+    GpuBudget,
+    NodeGpus,
+    NoGpus,
+    choose_strategy,
+    free_gpus,
+    parse_nvidia_smi,
+)
+from tests.k8s.simulated_node import SimulatedNode, _call
+
+HEADER = "index, name, uuid, memory.total [MiB], memory.used [MiB], driver_version\n"
+MODEL = catalog().model("smollm2-135m")
+
+
+def test_nvidia_smi() -> None:
+    text = HEADER + "0, NVIDIA L4, GPU-1, 23034 MiB, 4 MiB, 580.65.06\n1, B, GPU-2, 1 MiB, 0 MiB, x"
+    assert parse_nvidia_smi(text) == [
+        Gpu(0, "NVIDIA L4", "GPU-1", 23034, 4, "580.65.06"),
+        Gpu(1, "B", "GPU-2", 1, 0, "x"),
+    ]
+
+
+@pytest.mark.parametrize("cell", ["[N/A]", "[Not Supported]", "Not Supported", "[Unknown Error]"])
+def test_o9_a_gpu_without_memory_of_its_own(cell: str) -> None:
+    [gpu] = parse_nvidia_smi(f"{HEADER}0, NVIDIA GB10, GPU-1, {cell}, {cell}, 580.1\n")
+    assert (gpu.memory_total_mib, gpu.memory_used_mib) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["No devices were found", "NVIDIA-SMI has failed because", HEADER + "0, NVIDIA L4"]
+)
+def test_nvidia_smi_in_trouble(text: str) -> None:
+    with pytest.raises(ValueError, match=r"nvidia-smi printed no list|printed no list"):
+        parse_nvidia_smi(text)
+
+
+def test_nothing_is_no_gpu() -> None:
+    assert parse_nvidia_smi("") == []
+    assert parse_nvidia_smi(HEADER) == []
+
+
+# Counting
+
+
+@pytest.fixture
+def label() -> dict[str, str]:
+    return {"test.local/pool": "gpus"}
+
+
+@pytest.fixture
+def cluster(node: SimulatedNode) -> ClusterSpec:
+    """A pool whose only node is the simulated one."""
+    spec = catalog().cluster("lab")
+    pool = spec.node_pools[0].model_copy(update={"labels": {"test.local/node": node.name}})
+    return spec.model_copy(update={"node_pools": (pool,)})
+
+
+def make_node(
+    client: Client, node: SimulatedNode, resources: dict[str, str], **labels: str
+) -> None:
+    marks = {"test.local/node": node.name} | {
+        f"nvidia.com/gpu.{key.replace('_', '-')}": value for key, value in labels.items()
+    }
+    client.patch("Node", node.name, {"metadata": {"labels": marks}})
+    status = {"allocatable": resources, "conditions": [{"type": "Ready", "status": "True"}]}
+    _call(client, "PATCH", node.name, "status", {"status": status}, kind="nodes")
+
+
+def make_pod(client: Client, name: str, gpus: int, **spec: Any) -> None:
+    """`gpus` for an init container and for a container: that is `gpus` in all."""
+    limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}
+    client.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "finalizers": ["test.local/keep"]},
+            "spec": {
+                "containers": [{"name": "c", "image": "i", **limits}],
+                "initContainers": [{"name": "i", "image": "i", **limits}],
+                **spec,
+            },
+        }
+    )
+
+
+def test_what_is_free(client: Client, node: SimulatedNode, cluster: ClusterSpec, name: str) -> None:
+    make_node(client, node, {"nvidia.com/gpu": "8"})
+    make_pod(client, f"{name}-1", 2, nodeName=node.name)
+    make_pod(client, f"{name}-2", 1, nodeSelector={"test.local/node": node.name})
+    make_pod(client, f"{name}-3", 4, nodeSelector={"test.local/node": "elsewhere"})
+    try:
+        budget = free_gpus(client, cluster, MODEL)
+        assert (budget.total, budget.free, budget.pending, budget.growable) == (8, 6, 1, 0)
+        assert (budget.replicas(1), budget.replicas(2), budget.replicas(8)) == (5, 2, 0)
+        assert "6 of 8 nvidia.com/gpu free in node pool lab" in budget.describe()
+        # A Pod that is ending has given its GPUs up.
+        client.delete("Pod", f"{name}-1")
+        assert free_gpus(client, cluster, MODEL).free == 8
+    finally:
+        for i in (1, 2, 3):
+            client.patch("Pod", f"{name}-{i}", {"metadata": {"finalizers": None}})
+            client.delete("Pod", f"{name}-{i}")
+
+
+def test_o22_a_time_sliced_gpu_is_one(
+    client: Client, node: SimulatedNode, cluster: ClusterSpec, name: str
+) -> None:
+    make_node(
+        client,
+        node,
+        {"nvidia.com/gpu": "4"},
+        sharing_strategy="time-slicing",
+        replicas="4",
+        product="NVIDIA-L4-SHARED",
+    )
+    assert (b := free_gpus(client, cluster, MODEL)).shared
+    assert (b.total, b.free) == (1, 1)
+    make_pod(client, name, 1, nodeName=node.name)
+    try:
+        budget = free_gpus(client, cluster, MODEL)
+        assert budget.free == 0
+        assert "shared" in budget.describe()
+        assert choose_strategy(MODEL, budget, live_replicas=1) == "recreate"
+    finally:
+        client.patch("Pod", name, {"metadata": {"finalizers": None}})
+        client.delete("Pod", name)
+
+
+def test_o22_only_the_shared_resource_is_offered(
+    client: Client, node: SimulatedNode, cluster: ClusterSpec
+) -> None:
+    make_node(client, node, {"nvidia.com/gpu.shared": "4"})
+    with pytest.raises(NoGpus, match=r"they offer nvidia.com/gpu.shared. Set gpus.resource"):
+        free_gpus(client, cluster, MODEL)
+
+
+def test_a_cordoned_node_has_nothing_free(
+    client: Client, node: SimulatedNode, cluster: ClusterSpec
+) -> None:
+    make_node(client, node, {"nvidia.com/gpu": "2"})
+    client.patch("Node", node.name, {"spec": {"unschedulable": True}})
+    assert free_gpus(client, cluster, MODEL).free == 0
+
+
+def test_a_pool_may_grow(client: Client, node: SimulatedNode, cluster: ClusterSpec) -> None:
+    make_node(client, node, {"nvidia.com/gpu": "2"})
+    pool = cluster.node_pools[0].model_copy(update={"max_nodes": 3})
+    budget = free_gpus(client, cluster.model_copy(update={"node_pools": (pool,)}), MODEL)
+    assert budget.growable == 4
+    assert budget.replicas(2) == 3
+
+
+# Choosing
+
+
+def budget(free: int, pending: int = 0) -> GpuBudget:
+    nodes = (NodeGpus("n", 2, free, shared=False),)
+    return GpuBudget("nvidia.com/gpu", "lab", nodes, pending, 0, 2)
+
+
+def with_strategy(strategy: str) -> ModelSpec:
+    return MODEL.model_copy(
+        update={"rollout": MODEL.rollout.model_copy(update={"strategy": strategy})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "live", "chosen"),
+    [
+        ("auto", 1, 1, "blue_green"),
+        ("auto", 0, 1, "recreate"),
+        ("auto", 1, 2, "recreate"),  # one GPU can't take over the load of two
+        ("auto", 2, 2, "blue_green"),
+        ("auto", 1, 0, "blue_green"),
+        ("recreate", 2, 1, "recreate"),
+        ("recreate", 2, 0, "blue_green"),  # nothing has to make room
+        ("blue_green", 1, 1, "blue_green"),
+    ],
+)
+def test_strategy(wanted: str, free: int, live: int, chosen: str) -> None:
+    assert choose_strategy(with_strategy(wanted), budget(free), live) == chosen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "pending", "live", "why"),
+    [
+        ("auto", 0, 0, 0, "0 of 2 nvidia.com/gpu free"),
+        ("blue_green", 0, 0, 1, "rollout.strategy: auto"),
+        ("auto", 1, 1, 1, "they would take what it frees"),
+    ],
+)
+def test_no_strategy(wanted: str, free: int, pending: int, live: int, why: str) -> None:
+    with pytest.raises(NoGpus, match=why):
+        choose_strategy(with_strategy(wanted), budget(free, pending), live)
