@@ -224,11 +224,11 @@ class _Fetch:
         if verify.problem(target, file, self._hashed) is None:
             _check_format(target, place)
         else:
-            self._download(file, target, place)
+            self._download(file, place)
         del self.busy[file.path]
         self.settled[file.path] = file.size
 
-    def _download(self, file: File, target: Path, place: Place) -> None:
+    def _download(self, file: File, place: Place) -> None:
         work = self.where.work / "files"
         for attempt in range(1, DOWNLOADS + 1):
             path = self.pace.persist(
@@ -238,7 +238,7 @@ class _Fetch:
             wrong = verify.problem(path, file, self._hashed)
             if wrong is None:
                 _check_format(path, place)
-                publish.settle(self.where.root, path, target)
+                publish.settle(path, self.target, file.path)
                 return
             path.unlink(missing_ok=True)
             if attempt < DOWNLOADS:

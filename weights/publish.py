@@ -53,8 +53,9 @@ def folders(root: Path, repo: str, commit: str) -> Folders:
 
 
 def make(root: Path, folder: Path) -> None:
-    """Make `folder` and what is missing above it, open to all users to read, whatever the umask."""
-    for path in (*[p for p in reversed(folder.parents) if root in p.parents], folder):
+    """Make the folders from below `root` down to `folder`, open to all, whatever the umask."""
+    below = [path for path in (folder, *folder.parents) if root in path.parents]
+    for path in reversed(below):
         try:
             path.mkdir(mode=0o755)
         except FileExistsError:
@@ -100,11 +101,15 @@ def _is_dead(work: Path, now: float) -> bool:
     return False
 
 
-def settle(root: Path, downloaded: Path, target: Path) -> None:
-    """Move a verified file to its place, on disk and readable by all."""
+def settle(downloaded: Path, folder: Path, path: str) -> None:
+    """Move a verified file to its place in `folder`, on disk and readable by all.
+
+    Raises FileNotFoundError if `folder` is gone: another fetch has published it.
+    """
     downloaded.chmod(0o644)
     _sync(downloaded)
-    make(root, target.parent)
+    target = folder / path
+    make(folder, target.parent)
     downloaded.replace(target)
 
 
