@@ -6,6 +6,7 @@ no Job that an earlier process started. The events are as plain: one JSON object
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -229,7 +230,10 @@ class _Watched:
         events = self.client.list(
             "Event", fields={"involvedObject.uid": uid, "reason": "FailedCreate"}
         )
-        return str(events[-1].get("message")) if events else ""
+        if not events:
+            return ""
+        # Each try has another Pod name in its message; the reason is what matters.
+        return re.sub(rf'"{self.job["metadata"]["name"]}-\w+" ', "", events[-1].get("message", ""))
 
     def _check_deadline(self, lines: list[str]) -> None:
         failed = _condition(self.job, "Failed")

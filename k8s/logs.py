@@ -1,7 +1,7 @@
 """Logs of containers; following survives cut connections without losing or repeating a line."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -92,7 +92,7 @@ class _Position:
     def __init__(self) -> None:
         self.since: datetime | None = None
         self.last_line = ""
-        self._recent: list[tuple[datetime, str]] = []
+        self._recent: deque[tuple[datetime, str]] = deque()
         self._again: Counter[str] = Counter()
 
     def resume(self) -> None:
@@ -107,8 +107,9 @@ class _Position:
             return None
         moment = _moment(stamp)
         self.since = moment - _OVERLAP
-        self._recent = [(at, old) for at, old in self._recent if at >= self.since]
         self._recent.append((moment, raw))
+        while self._recent[0][0] < self.since:
+            self._recent.popleft()
         self.last_line = line
         return line
 

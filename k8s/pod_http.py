@@ -107,7 +107,9 @@ def _ask(
     timeout_s: float,
     namespace: str | None,
 ) -> str:
-    sent = {"Connection": "close", **(headers or {})}
+    # Never `Connection: close`: when the Pod closes first, containerd drops what the kubelet hasn't
+    # forwarded yet (seen with 1.6: always, for answers above a few kB).
+    sent = dict(headers or {})
     data = None
     if body is not None:
         sent["Content-Type"] = "application/json"
