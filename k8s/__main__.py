@@ -8,6 +8,7 @@ platform  print what an admin applies once, for kubectl apply --server-side -f -
 
 import argparse
 import difflib
+import re
 import sys
 
 import yaml
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "platform":
             continue
         command.add_argument("model", help="in catalog/models")
-        command.add_argument("--commit", help="40 hex digits (default: what is live, or zeros)")
+        command.add_argument(
+            "--commit", type=str.lower, help="40 hex digits (default: what is live, or zeros)"
+        )
         command.add_argument("--kind", choices=KINDS, help="this one only")
         if name == "render":
             command.add_argument("--slot", choices=("blue", "green"), default="blue")
@@ -60,6 +63,8 @@ def _run(args: argparse.Namespace) -> int:
         print(to_yaml(manifests.platform(cluster)), end="")
         return 0
     model = catalog().model(args.model)
+    if args.commit and not re.fullmatch(r"[0-9a-f]{40}", args.commit):
+        raise CatalogError(f"--commit {args.commit}: write its 40 hex digits")
     if args.command == "render":
         release = _release(model, cluster, args.slot, args.commit, None)
         print("# threshold and minReplicaCount come from the benchmark and the load: examples.")

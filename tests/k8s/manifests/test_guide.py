@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 import pytest
-import yaml
 
 from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
@@ -412,10 +411,3 @@ def test_where_prometheus_is(address: str, namespace: str | None) -> None:
     prometheus = LAB.prometheus.model_copy(update={"address": address})
     cluster = LAB.model_copy(update={"prometheus": prometheus})
     assert prometheus_namespace(cluster) == namespace
-
-
-def test_what_is_printed_is_what_was_rendered() -> None:
-    from k8s.__main__ import to_yaml
-
-    objects = manifests.platform(LAB)
-    assert list(yaml.safe_load_all(to_yaml(objects))) == objects

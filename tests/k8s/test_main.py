@@ -1,0 +1,101 @@
+"""The command line: python -m k8s render, diff, platform."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from catalog import ClusterSpec, ModelSpec
+from catalog.load import Catalog, catalog
+from k8s import __main__ as cli
+from k8s import manifests
+from k8s.client import Client
+from k8s.manifests import Release
+from tests.k8s.test_rollout import cluster, model
+
+__all__ = ["cluster", "model"]
+
+
+def test_platform(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["platform", "--cluster", "eks-example"]) == 0
+    kinds = [obj["kind"] for obj in yaml.safe_load_all(capsys.readouterr().out)]
+    assert kinds[0] == "Namespace"
+    assert {"PersistentVolumeClaim", "ClusterRole", "NetworkPolicy", "PodMonitor"} <= set(kinds)
+
+
+def test_render(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["render", "llama-3.1-8b-instruct", "--cluster", "gke-example", "--commit", "b" * 40]
+    assert cli.main(args) == 0
+    objects = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [obj["kind"] for obj in objects] == [
+        *("Deployment", "PodDisruptionBudget", "Service", "ScaledObject", "Job", "Job")
+    ]
+    assert "b" * 40 in objects[0]["spec"]["template"]["spec"]["containers"][0]["args"][0]
+
+
+def test_render_one_kind_of_the_other_slot(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["render", "smollm2-135m", "--kind", "Service", "--slot", "green"]) == 0
+    [service] = yaml.safe_load_all(capsys.readouterr().out)
+    assert service["spec"]["selector"]["vllm-promotion.io/slot"] == "green"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["render", "no-such"], "no model 'no-such' in the catalog"),
+        (["render", "smollm2-135m", "--cluster", "no-such"], "no cluster 'no-such'"),
+        (["render", "qwen2.5-32b-instruct", "--cluster", "lab"], "no node pool of cluster lab"),
+        (["render", "smollm2-135m", "--commit", "main"], "40 hex digits"),
+    ],
+)
+def test_mistakes_are_one_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(args) == 2
+    out, err = capsys.readouterr()
+    assert not [line for line in out.splitlines() if not line.startswith("#")]
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_diff_without_a_cluster(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert cli.main(["diff", "smollm2-135m"]) == 2
+    err = capsys.readouterr().err
+    assert "kubeconfig" in err.lower()
+    assert "Traceback" not in err
+
+
+def test_diff(
+    client: Client,
+    cluster: ClusterSpec,
+    model: ModelSpec,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = Catalog({model.name: model}, {"lab": cluster})
+    monkeypatch.setattr(cli, "catalog", lambda: here)
+    assert cli.main(["diff", model.name]) == 1
+    new = capsys.readouterr().out
+    assert f"+++ new Deployment/{model.object_name}-blue" in new
+    assert client.find("Deployment", f"{model.object_name}-blue") is None, "nothing was applied"
+
+    release = Release(model, cluster, "0" * 40, "blue", "none", model.rollout.start_seconds_min)
+    for obj in cli._objects(release, None):
+        client.apply(obj)
+    assert cli.main(["diff", model.name]) == 0
+    assert capsys.readouterr().out == ""
+
+    more = model.model_copy(update={"args": (*model.args, "--max-num-seqs=4")})
+    monkeypatch.setattr(cli, "catalog", lambda: Catalog({model.name: more}, {"lab": cluster}))
+    assert cli.main(["diff", model.name]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    changed = [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
+    assert [line.split() for line in changed] == [["+", "-", "--max-num-seqs=4"]]
+
+
+def test_what_is_printed_is_what_was_rendered() -> None:
+    objects = manifests.platform(catalog().cluster("lab"))
+    assert list(yaml.safe_load_all(cli.to_yaml(objects))) == objects
