@@ -23,7 +23,7 @@ from lab import images, model, programs, relay, system_packages
 from lab.kubernetes import bringup, components, image_store, preflight
 from lab.kubernetes.addresses import API_PORT, HUB_PORT, NODE_IP, PROMETHEUS_IP, PROMETHEUS_PORT
 from lab.kubernetes.bringup import CLUSTERS, Parts
-from lab.kubernetes.sandbox import LabError, Sandbox, is_running
+from lab.kubernetes.sandbox import MARKER, LabError, Sandbox, cgroup_of, clear, is_running
 from lab.programs.errors import SetupError
 
 __all__ = ["CLUSTERS", "ENGINES", "Lab", "LabError", "build", "find", "running", "start"]
@@ -118,6 +118,7 @@ def start(
 
     state = states() / name
     preflight.check(state)
+    sweep()
     parts = built_parts(engine, progress)
     sockets = listen(port)
     api_port, prometheus_port, hub_port = (s.getsockname()[1] for s in sockets)
@@ -156,6 +157,13 @@ def start(
         write(lab)
         ready("the lab is up")
         yield lab
+
+
+def sweep() -> None:
+    """Removes what labs left that were killed together with their keepers."""
+    for state in states().glob("*"):
+        if (state / MARKER).exists() and not is_running(state.name):
+            clear(state, cgroup_of(state.name))
 
 
 def listen(port: int) -> list[socket.socket]:

@@ -14,7 +14,7 @@ from lab.kubernetes.addresses import DOMAIN, NODE
 from lab.kubernetes.api import Api, Obj, available, condition, explain_pods, load
 
 HERE = Path(__file__).parent
-READY_SECONDS = 90.0
+READY_SECONDS = 240.0
 DEPLOYMENT = "/apis/apps/v1/namespaces/{}/deployments/{}"
 
 

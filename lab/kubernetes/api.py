@@ -76,7 +76,7 @@ class Api:
                 return None
             raise
 
-    def apply(self, obj: Obj, *, deadline_s: float = 20) -> Obj:
+    def apply(self, obj: Obj, *, deadline_s: float = 120) -> Obj:
         """Server-side apply. While the kind is not there yet, or its webhook, it tries again."""
         path = f"{self.path(obj, deadline_s=deadline_s)}?fieldManager={FIELD_MANAGER}&force=true"
         end = time.monotonic() + deadline_s
@@ -89,7 +89,7 @@ class Api:
                     raise
             time.sleep(POLL_SECONDS)
 
-    def path(self, obj: Obj, *, deadline_s: float = 20) -> str:
+    def path(self, obj: Obj, *, deadline_s: float = 120) -> str:
         """Where an object lives. Waits for its kind to exist. Raises LabError."""
         version, kind = obj["apiVersion"], obj["kind"]
         end = time.monotonic() + deadline_s

@@ -17,7 +17,7 @@ from lab.kubernetes import components
 from lab.kubernetes.sandbox import LabError, Sandbox
 
 NAME = "image-store"  # of the sandbox that makes it
-IMPORT_SECONDS = 120.0
+IMPORT_SECONDS = 300.0
 CONTENTS = "contents.json"  # written last
 
 

@@ -25,7 +25,7 @@ from lab.kubernetes import cgroups
 PR_SET_PDEATHSIG = 1
 NAMESPACES = ("--mount", "--pid", "--net", "--uts", "--ipc")
 UNSHARE = ("unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc")
-READY_DEADLINE_S = 15.0
+READY_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)

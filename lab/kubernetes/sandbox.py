@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.kubernetes import cgroups
 from lab.kubernetes.keeper import READY_DEADLINE_S, KeeperConfig
 
 MARKER = "vllm-promotion-lab"
@@ -93,7 +94,7 @@ def make_state(state: Path) -> None:
                 f"the folder {state} is in use by something that is not a lab: remove it, or give "
                 "the lab another --name"
             )
-        _remove(state)
+        remove_folder(state)
     try:
         state.mkdir(parents=True, mode=0o700)
         (state / MARKER).touch()
@@ -102,7 +103,19 @@ def make_state(state: Path) -> None:
         raise LabError(f"can't make the lab's folder {state}: {error.strerror}") from error
 
 
-def _remove(state: Path) -> None:
+def cgroup_of(name: str) -> str:
+    """The control group of the sandbox of that name."""
+    return f"{MARKER}-{name}"
+
+
+def clear(state: Path, cgroup: str) -> None:
+    """Removes what a sandbox left whose processes have ended and whose keeper was killed."""
+    cgroups.remove(cgroup)
+    remove_folder(state)
+
+
+def remove_folder(state: Path) -> None:
+    """Removes a sandbox's folder, without going into anything that is mounted there."""
     subprocess.run(["rm", "-rf", "--one-file-system", str(state)], check=False, timeout=120)
 
 
@@ -125,7 +138,7 @@ class Sandbox:
     ) -> "Sandbox":
         """Makes state folder, cgroups, namespaces and the relay from the listening sockets to
         addresses (host:port) inside. Takes the sockets over. Raises LabError."""
-        cgroup = f"{MARKER}-{name}"
+        cgroup = cgroup_of(name)
         lock = hold_name(name)
         try:
             make_state(state)
@@ -243,7 +256,7 @@ class Sandbox:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     program.process.wait(timeout=5)
         if self.state.exists():  # the keeper was killed before it could clean up
-            _remove(self.state)
+            clear(self.state, self.cgroup)
 
 
 def environment() -> dict[str, str]:
