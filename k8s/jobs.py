@@ -325,8 +325,7 @@ def _create_or_adopt(client: Client, job: Obj, deadline: float) -> tuple[Obj, bo
         if not live["metadata"].get("deletionTimestamp"):
             running = not _condition(live, "Failed") and not _condition(live, "Complete")
             if same and (running or _readable(client, live)):
-                labels = {"metadata": {"labels": meta.get("labels", {})}}
-                return client.patch("Job", name, labels), True
+                return live, True
             if running:
                 raise JobFailed(
                     f"Job {client.namespace}/{name} runs already, with another content. Wait for "
