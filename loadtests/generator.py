@@ -24,6 +24,7 @@ from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SAMPLE_SECONDS = 0.5
+START_NS = 20_000_000  # from now to the start of a window
 # vLLM closes a connection that was idle for 5 s; never be the one who finds out.
 IDLE_SECONDS = 1.0
 CALIBRATION_WORDS = 8
@@ -56,24 +57,15 @@ class Generator:
         self._late = 0
 
     def calibrate(self) -> None:
-        """Asks the engine how many tokens a word is, with two short requests.
+        """Learns from the engine how many tokens a word is.
 
         Raises LoadTestError if it doesn't answer, or if no prompt can be as short as asked.
         """
-        counts = []
-        for words in (CALIBRATION_WORDS, CALIBRATION_WORDS + 64):
-            answer = self.engine.post(
-                self.path, {**self._body(self.prompts.words(words)), "max_tokens": 1}
-            )
-            tokens = (answer.get("usage") or {}).get("prompt_tokens")
-            if not isinstance(tokens, int):
-                raise LoadTestError(
-                    "NotAnEngine",
-                    f"{self.engine.base_url}{self.path} answers without usage.prompt_tokens",
-                    "Check that base_url is a vLLM engine.",
-                )
-            counts.append((words, tokens))
-        self.prompts.calibrate(*counts)
+        few, many = (
+            (words, self._count_tokens(self.prompts.words(words)))
+            for words in (CALIBRATION_WORDS, CALIBRATION_WORDS + 64)
+        )
+        self.prompts.calibrate(few, many)
         shortest = self.prompts.overhead + 3 * self.prompts.tokens_per_word
         if shortest > self.profile.prompt_tokens + 1:
             raise LoadTestError(
@@ -83,6 +75,17 @@ class Generator:
                 f"Ask for {shortest:.0f} tokens or more, or for endpoint completions.",
             )
 
+    def _count_tokens(self, prompt: str) -> int:
+        """By vLLM's /tokenize, so that the engine sees no completion that was not scheduled."""
+        count = self.engine.post("/tokenize", self._text(prompt)).get("count")
+        if not isinstance(count, int):
+            raise LoadTestError(
+                "NotAnEngine",
+                f"{self.engine.base_url}/tokenize answered without a count",
+                "Check that base_url is a vLLM engine.",
+            )
+        return count
+
     def window(self, rate: float, repeat: int) -> Window:
         """Warm-up and one measured window at `rate`, without a break between them.
 
@@ -90,7 +93,9 @@ class Generator:
         were sent, once so many left late that the window can't count any more.
         """
         plan = self._plan(rate, repeat)
-        start = time.perf_counter_ns() + 20_000_000
+        gc.collect()
+        gc.disable()  # a collection stops all greenlets for milliseconds
+        start = time.perf_counter_ns() + START_NS
         for exchange, _ in plan:
             exchange.scheduled += start
         warmup_ns = int(self.profile.warmup_seconds * 1e9)
@@ -101,8 +106,6 @@ class Generator:
         greenlets: list[Greenlet] = []
         alarm = Alarm()
         cpu_at: list[tuple[int, float]] = []
-        gc.collect()
-        gc.disable()  # a collection stops all greenlets for milliseconds
         try:
             for exchange, request in plan:
                 if exchange.phase == "measure" and not cpu_at:
@@ -146,18 +149,17 @@ class Generator:
                 plan.append((exchange, self._request(name)))
         return plan
 
-    def _body(self, prompt: str) -> dict[str, Any]:
-        text = (
-            {"messages": [{"role": "user", "content": prompt}]}
-            if self.profile.endpoint == "chat"
-            else {"prompt": prompt}
-        )
-        # Temperature is always sent: a model's generation_config.json may say otherwise.
-        return {"model": self.profile.model, **text, "temperature": 0}
+    def _text(self, prompt: str) -> dict[str, Any]:
+        if self.profile.endpoint == "chat":
+            messages = [{"role": "user", "content": prompt}]
+            return {"model": self.profile.model, "messages": messages}
+        return {"model": self.profile.model, "prompt": prompt}
 
     def _request(self, name: str) -> bytes:
         body = {
-            **self._body(self.prompts.draw(self.profile.prompt_tokens)),
+            **self._text(self.prompts.draw(self.profile.prompt_tokens)),
+            # Always sent: a model's generation_config.json may say otherwise.
+            "temperature": 0,
             "max_tokens": self.profile.output_tokens,
             "ignore_eos": True,
             "stream": True,

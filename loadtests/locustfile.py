@@ -16,7 +16,6 @@ from typing import Any
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -66,15 +65,20 @@ def add_options(parser: Any) -> None:
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
-def refuse_workers(environment: Environment, **_: Any) -> None:
-    """Half of the arrivals, sent by one of two workers, would be judged as if they were all."""
-    if isinstance(environment.runner, MasterRunner | WorkerRunner):
-        log.error(
-            "several workers are not supported yet: leave out --processes, --master, --worker"
-        )
-        sys.exit(USAGE)
-    # Until there is a verdict: an interrupted run has none.
+def start_without_verdict(environment: Environment, **_: Any) -> None:
+    """An interrupted run has no verdict."""
     environment.process_exit_code = NO_VERDICT
+
+
+def refuse_workers(arguments: list[str]) -> None:
+    """Half of the arrivals, sent by one of two workers, would be judged as if they were all."""
+    for flag in ("--processes", "--master", "--worker"):
+        if any(argument.partition("=")[0] == flag for argument in arguments):
+            # Now and not in an event: Locust would have forked its workers by then.
+            sys.exit(f"{flag}: several workers are not supported yet, leave it out")
+
+
+refuse_workers(sys.argv)
 
 
 class Replica(User):

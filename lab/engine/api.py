@@ -22,6 +22,7 @@ ROUTES = {
     "/version": "GET",
     "/metrics": "GET",
     "/v1/models": "GET",
+    "/tokenize": "POST",
     "/v1/completions": "POST",
     "/v1/chat/completions": "POST",
 }
@@ -48,7 +49,6 @@ class Api:
         self.max_model_len = max_model_len
         self.batch = batch
         self.metrics = metrics
-        self.posts = 0
         self._token_log = token_log
         self._rng = random.Random(simulation.seed)
         self._ids = itertools.count()
@@ -76,7 +76,10 @@ class Api:
             reply.send(200, b"", "text/plain")
         else:
             try:
-                await self._complete(request, reply)
+                if request.path == "/tokenize":
+                    self._tokenize(request, reply)
+                else:
+                    await self._complete(request, reply)
             except BadRequest as error:
                 reply.send_error(400, str(error), "BadRequestError")
 
@@ -104,8 +107,15 @@ class Api:
             for name in self.flags.served_names
         ]
 
+    def _tokenize(self, request: Request, reply: Reply) -> None:
+        body = _json(request.body)
+        prompt, _ = _chat_prompt(body) if "messages" in body else _plain_prompt(body)
+        tokens = list(range(len(prompt)))
+        count = {"count": len(prompt), "max_model_len": self.max_model_len, "tokens": tokens}
+        reply.send_json(200, count)
+
     async def _complete(self, request: Request, reply: Reply) -> None:
-        self.posts += 1
+        self.metrics.posts += 1
         number = next(self._ids)
         body = _json(request.body)
         chat = request.path == "/v1/chat/completions"
@@ -227,9 +237,9 @@ class Answer:
             return True
         if self._chat and index == 0:
             self._event([self._choice({"role": "assistant", "content": ""}, None)], 0)
+        now = time.perf_counter_ns()
         self._event([self._choice(self._delta(token), reason)], len(self._tokens))
         if self._token_log:
-            now = time.perf_counter_ns()
             print(json.dumps({"id": self._name, "token": index, "ns": now}), file=self._token_log)
         return True
 

@@ -51,6 +51,7 @@ class Metrics:
         self.generation_tokens = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.posts = 0
         self.finished: Counter[str] = Counter()
         self.ttft = Histogram(TTFT_BUCKETS)
         self.itl = Histogram(ITL_BUCKETS)
@@ -69,6 +70,8 @@ class Metrics:
             "generation_tokens_total": self.generation_tokens,
             "prefix_cache_queries_total": self.prefix_queries,
             "prefix_cache_hits_total": self.prefix_hits,
+            # Not vLLM's: requests for completions, answered or refused.
+            "simulated_posts_total": self.posts,
         }
         histograms = {
             "time_to_first_token_seconds": self.ttft,

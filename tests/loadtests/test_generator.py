@@ -1,0 +1,227 @@
+"""The generator against a server that sends anything: each answer is counted as what it is."""
+
+import json
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from loadtests.answer import Exchange
+from loadtests.engine import Engine, LoadTestError
+from loadtests.generator import Generator
+from loadtests.verdict import Window
+from tests.loadtests.samples import make_profile
+from tests.loadtests.servers import Script, Stub, chunked
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+END = b"0\r\n\r\n"
+
+
+def event(text: str, finish: str | None = None, **delta: Any) -> bytes:
+    choice = {"text": text, "delta": delta, "finish_reason": finish}
+    return b"data: " + json.dumps({"model": "m", "choices": [choice]}).encode() + b"\n\n"
+
+
+GOOD = HEAD + chunked(event("a")) + chunked(event("b", "length")) + chunked(DONE) + END
+
+
+@contextmanager
+def stub(script: Script) -> Iterator[Stub]:
+    server = Stub(script)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def load(server: Stub, rate: float = 60, **changes: Any) -> tuple[Window, list[Exchange]]:
+    """One window of 52 requests, calibrated, without warm-up."""
+    fields: dict[str, Any] = {"base_url": server.url, "warmup_seconds": 0, "step_seconds": 0.5}
+    fields |= {"timeout_s": 5.0, "slo": {"ttft_p95_ms": 4000}}
+    profile = make_profile(**{**fields, **changes})
+    ended: list[Exchange] = []
+    generator = Generator(profile, Engine(server.url, 5.0), ended.append)
+    generator.calibrate()
+    return generator.window(rate, 0), ended
+
+
+def test_good_answers() -> None:
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        window, ended = load(server)
+    assert len(window.rows) == len(ended) == server.posts == 52
+    assert {row.error for row in window.rows} == {None}
+    assert all(0 < row.ttft_ms < 4000 for row in window.rows)
+    for row in window.rows:
+        assert row.sent is not None
+        assert row.first_content is not None
+        assert row.end is not None
+        assert row.scheduled <= row.sent <= row.first_content <= row.end
+    # One after the other, they can share connections.
+    assert any(row.reused for row in window.rows)
+    assert window.samples[0]["num_requests_running"] == 1
+
+
+def test_what_is_sent() -> None:
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        load(server)
+    body = server.bodies[0]
+    assert body["model"] == "m"
+    assert body["temperature"] == 0
+    assert body["max_tokens"] == 4
+    assert body["ignore_eos"] is True
+    assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    prompts = [body["prompt"].split() for body in server.bodies]
+    assert {len(words) for words in prompts} == {64}
+    assert len({tuple(words[:3]) for words in prompts}) == len(prompts)
+
+
+def test_chat_sends_messages() -> None:
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        load(server, endpoint="chat")
+    assert [message["role"] for message in server.bodies[0]["messages"]] == ["user"]
+
+
+def misbehave(connection: socket.socket, number: int) -> None:
+    """One of nine behaviours in turn."""
+    kind = number % 9
+    if kind == 0:
+        connection.sendall(GOOD)
+    elif kind == 1:  # split anywhere, with comments and CRLF
+        stream = b": keep-alive\r\n\r\n" + event("é", role="assistant") + event("b", "length")
+        data = HEAD + b"".join(chunked(stream[i : i + 3]) for i in range(0, len(stream), 3))
+        data += chunked(DONE) + END
+        for at in range(0, len(data), 50):
+            connection.sendall(data[at : at + 50])
+    elif kind == 2:
+        error = b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n'
+        connection.sendall(HEAD + chunked(event("a")) + chunked(error) + chunked(DONE) + END)
+    elif kind == 3:
+        connection.sendall(HEAD + chunked(DONE) + END)
+    elif kind == 4:
+        connection.sendall(HEAD + chunked(event("a")))
+        connection.shutdown(socket.SHUT_RDWR)
+    elif kind == 5:
+        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\nRetry-After: 1\r\n\r\nbusy")
+    elif kind == 6:
+        connection.sendall(b"+OK this is POP3\r\n\r\n")
+        connection.shutdown(socket.SHUT_RDWR)
+    elif kind == 7:  # a reset instead of an answer
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.close(connection.detach())
+    else:
+        body = b'{"choices": [{"text": "a"}]}'
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        connection.sendall(head % len(body) + body)
+
+
+def test_each_miss_by_its_kind_and_none_is_sent_twice() -> None:
+    with stub(misbehave) as server:
+        window, ended = load(server)
+        assert server.posts == 52
+    assert len(window.rows) == len(ended) == 52
+    kinds = Counter(row.error for row in window.rows)
+    # 52 = 5 * 9 + 7: the first seven behaviours once more. A reset can be seen as an end.
+    ended_by_reset = kinds.pop("reset", 0)
+    kinds["closed_early"] += ended_by_reset
+    assert kinds == {
+        None: 12,
+        "error_event": 6,
+        "empty": 6,
+        "closed_early": 6 + 5,
+        "http_503": 6,
+        "bad_http": 6,
+        "not_streamed": 5,
+    }
+
+
+def test_a_stalled_server_delays_no_request() -> None:
+    started = time.monotonic()
+
+    def stall(connection: socket.socket, _: int) -> None:
+        # All answers wait for one point in time; a closed loop would send a handful.
+        time.sleep(max(0.0, started + 2.5 - time.monotonic()))
+        connection.sendall(GOOD)
+
+    with stub(stall) as server:
+        window, _ = load(server)
+    lags = sorted((row.sent or 0) - row.scheduled for row in window.rows)
+    assert lags[len(lags) // 2] < 50e6
+    first, last = window.rows[0], window.rows[-1]
+    # The wait counts from the scheduled time: less for those that came later.
+    assert first.ttft_ms - last.ttft_ms == pytest.approx(
+        (last.scheduled - first.scheduled) / 1e6, abs=300
+    )
+
+
+def test_no_answer_is_a_timeout() -> None:
+    with stub(lambda connection, _: time.sleep(3)) as server:
+        window, _ = load(server, rate=200, timeout_s=0.6, slo={"ttft_p95_ms": 500})
+    assert {row.error for row in window.rows} == {"timeout"}
+    assert {row.ttft_ms for row in window.rows} == {float("inf")}
+
+
+def test_a_server_that_went_away_is_a_miss_for_each_request() -> None:
+    server = Stub(lambda connection, _: connection.sendall(GOOD))
+    profile = make_profile(
+        base_url=server.url, warmup_seconds=0, step_seconds=0.5, slo={"ttft_p95_ms": 4000}
+    )
+    generator = Generator(profile, Engine(server.url, 5.0), lambda exchange: None)
+    generator.calibrate()
+    free = socket.create_server(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+    free.close()
+    server.close()
+    generator.address = ("127.0.0.1", port)
+    rows = generator.window(60, 0).rows
+    assert {row.error for row in rows} == {"connect"}
+    assert len(rows) == 52
+    assert all(row.sent is not None for row in rows)
+
+
+def test_away_from_the_start_is_said_once() -> None:
+    free = socket.create_server(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+    free.close()
+    url = f"http://127.0.0.1:{port}"
+    generator = Generator(make_profile(base_url=url), Engine(url, 1.0), lambda exchange: None)
+    with pytest.raises(LoadTestError, match=f"{url}/tokenize: .*refused") as away:
+        generator.calibrate()
+    assert away.value.name == "EngineUnreachable"
+
+
+def test_unknown_host_is_said_so() -> None:
+    url = "http://nowhere.invalid:8000"
+    with pytest.raises(LoadTestError, match=r"nowhere\.invalid can't be resolved"):
+        Generator(make_profile(base_url=url), Engine(url, 1.0), lambda exchange: None)
+
+
+def test_prompt_shorter_than_the_template_is_refused() -> None:
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        profile = make_profile(base_url=server.url, prompt_tokens=20)
+        generator = Generator(profile, Engine(server.url, 5.0), lambda exchange: None)
+        generator.calibrate()
+        server.template = 22
+        with pytest.raises(LoadTestError, match="chat template alone has 22"):
+            generator.calibrate()
+
+
+def test_prompts_leave_room_for_the_template() -> None:
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        server.template = 20
+        load(server, endpoint="chat")
+    assert {len(body["messages"][0]["content"].split()) for body in server.bodies} == {44}
+
+
+def test_engine_facts() -> None:
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        facts = Engine(server.url, 5.0).facts("m")
+        assert (facts.version, facts.root, facts.max_model_len) == ("0.0.stub", "/models/m", 4096)
+        assert Engine(server.url, 5.0).facts("").model == "m"
+        with pytest.raises(LoadTestError, match="serves m, not 'other'"):
+            Engine(server.url, 5.0).facts("other")

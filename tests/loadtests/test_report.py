@@ -1,0 +1,45 @@
+"""The report is one file that says everything, and can't be broken by a name."""
+
+import re
+
+from loadtests.report import html
+from tests.loadtests.samples import make_result, make_row, make_window, steady
+
+RECORD = {"weights": {"commit": "abc123"}, "gates": ["smoke", "benchmark"], "note": None}
+
+
+def test_stands_alone() -> None:
+    page = html(make_result([steady(4, 60), steady(16, 60, 900)]), RECORD)
+    assert "data:image/png;base64," in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "@import" not in page
+
+
+def test_shows_verdict_steps_and_record() -> None:
+    page = html(make_result([steady(4, 60), steady(16, 60, 900)]), RECORD)
+    assert '<span class="badge pass">pass</span>' in page
+    assert '<span class="badge fail">fail</span>' in page
+    assert "weights.commit" in page
+    assert "abc123" in page
+    assert "smoke, benchmark" in page
+    assert "/models/m" in page
+
+
+def test_says_what_is_simulated() -> None:
+    simulated = make_result([steady(4, 60)], metadata={"simulated": ["gpu", "engine"]})
+    assert "Simulated here: gpu, engine" in html(simulated, {})
+    assert "Simulated here" not in html(make_result([steady(4, 60)]), {})
+
+
+def test_failed_requests_show_as_infinite() -> None:
+    rows = [make_row(i * 250, error="timeout" if i % 2 else None) for i in range(60)]
+    page = html(make_result([make_window(4, rows)]), {})
+    assert "∞" in page
+    assert "timeout 30" in page
+
+
+def test_names_are_escaped() -> None:
+    result = make_result([steady(4, 60)], metadata={"model": "<script>alert(1)</script>"})
+    page = html(result, {"x": "<img src=x onerror=alert(1)>"})
+    assert "<script>" not in page
+    assert "<img src=x" not in page
