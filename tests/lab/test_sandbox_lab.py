@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -295,6 +296,6 @@ def wait_for(condition: Any, seconds: float = 90) -> None:
 
 
 def query(prometheus: str, promql: str) -> Any:
-    url = f"{prometheus}/api/v1/query?query={urllib.request.quote(promql)}"
+    url = f"{prometheus}/api/v1/query?query={urllib.parse.quote(promql)}"
     with urllib.request.urlopen(url, timeout=10) as answer:
         return json.load(answer)
