@@ -163,9 +163,10 @@ class Api:
         await answer.finish(sequence)
 
     def _max_tokens(self, body: dict[str, Any], prompt_length: int, chat: bool) -> int:
-        asked = body.get("max_completion_tokens") or body.get("max_tokens")
         left = self.max_model_len - prompt_length
-        most = asked or (left if chat else DEFAULT_COMPLETION_TOKENS)
+        most = left if chat else DEFAULT_COMPLETION_TOKENS
+        for name in ("max_tokens", "max_completion_tokens"):
+            most = most if body.get(name) is None else body[name]
         if not isinstance(most, int) or most < 1:
             raise BadRequest(f"max_tokens must be at least 1, got {most}.")
         if most > left:
