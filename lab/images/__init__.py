@@ -17,6 +17,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from lab import programs
+from lab.images import toolchain
 from lab.images.oci import Config, Layer, read_layer, write_archive, write_layer
 from lab.images.rootfs import RootFs
 from lab.programs import Progress
@@ -81,6 +82,23 @@ def build_static(progress: Progress) -> dict[str, Path]:
     """The images of the programs that the lab built."""
     with programs.locked(folder() / "lock", "makes the images", progress):
         return {name: _static_image(name) for name in STATIC}
+
+
+def build_engine(
+    name: str, entrypoint: Sequence[str], environment: Mapping[str, str], progress: Progress
+) -> Path:
+    """An image for the real engine: Python and a C++ compiler, of which the engine makes use.
+
+    The engine itself, some gigabytes, is mounted into its Pods; `entrypoint` names it there.
+    """
+    with programs.locked(folder() / "lock", "makes the images", progress):
+        packages = [f"{package} {version}" for package, version in toolchain.versions().items()]
+        layers = [
+            _layer("python", _python_key(), _fill_python, progress),
+            _layer("toolchain", _key(*packages), toolchain.fill, progress),
+        ]
+        config = Config(tuple(entrypoint), {**ENVIRONMENT, "PYTHONPATH": "", **environment})
+        return _archive(name, layers, config)
 
 
 def reference(name: str) -> str:

@@ -39,9 +39,16 @@ class RootFs:
         return self.root / str(path).lstrip("/")
 
     def add(self, path: Path) -> None:
-        """Copy one file to its own path, with the symbolic links that lead to it."""
+        """Copy one file to its own path, with the symbolic links that lead to it.
+
+        Of a folder, only the folder itself.
+        """
         place = self._walk(path)
-        if place is not None and not self.inside(place).exists():
+        if place is None or self.inside(place).exists():
+            return
+        if place.is_dir():
+            self.inside(place).mkdir()
+        else:
             shutil.copyfile(place, self.inside(place))
             mode = 0o755 if place.stat().st_mode & stat.S_IXUSR else 0o644
             self.inside(place).chmod(mode)

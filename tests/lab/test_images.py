@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import images, programs
-from lab.images import oci
+from lab.images import oci, toolchain
 from lab.images.rootfs import RootFs
 from lab.programs.errors import SetupError
 
@@ -126,6 +127,14 @@ def test_packages_come_with_all_that_they_need() -> None:
     assert "dagster" not in names
     with pytest.raises(SetupError, match="no-such-package isn't installed"):
         images.closure(["no-such-package"])
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-query"), reason="this is no Debian")
+def test_a_compiler_comes_with_all_that_it_needs() -> None:
+    found = toolchain.versions(["libgomp1"])
+    assert {"libgomp1", "libc6"} <= set(found)
+    with pytest.raises(SetupError, match="no-such-package"):
+        toolchain.versions(["libgomp1", "no-such-package"])
 
 
 def test_only_what_changed_is_made_anew(
