@@ -134,12 +134,13 @@ class Run:
 
 def promote(lab: labs.Lab, model: ModelSpec, cluster: str, revision: str) -> Run:
     """Run the real job as a CI pipeline would; each stage is printed as it ends."""
-    config = {"ops": {"model_revision": {"config": {"revision": revision}}}}
+    prepare_home()
+    config = HOME / f"revision-{revision}.yaml"
+    config.write_text(f"ops: {{model_revision: {{config: {{revision: {revision}}}}}}}\n")
     command = ["dagster", "job", "execute", "-m", "pipelines.definitions", "-j", "promote"]
     command += ["--tags", json.dumps({"dagster/partition": model.name})]
-    command += ["--config-json", json.dumps(config)]
+    command += ["--config", shown(config)]
     print("   $ " + shlex.join(command))
-    prepare_home()
     reports = HOME / "reports" / model.name
     before = set(reports.glob("*"))
     log = HOME / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{revision}.log"

@@ -95,7 +95,7 @@ def running() -> list[Lab]:
 def start(
     name: str = "lab",
     *,
-    gpus: int = 2,
+    gpus: int = 3,
     engine: str = "simulator",
     port: int = 0,
     progress: Callable[[str], None] = print,

@@ -53,7 +53,7 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         ("@sha256:8a69", "-8a69", "has no digest; pin it"),
         ("--dtype=bfloat16", "--model=x", "--model is set by the pipeline, from repo"),
         ("required_rate: 4", "required_rate: 40", "slo.required_rate (40.0) is above the last"),
-        ("rates: [2, 4, 8, 12]", "rates: [2, 8, 4]", "the ladder must ascend"),
+        ("rates: [4, 8, 12]", "rates: [8, 4, 12]", "the ladder must ascend"),
         ("max_replicas: 2", "max_replicas: 0", "scaling.max_replicas"),
         ("min_replicas: 1", "min_replicas: 3", "min_replicas (3) is above max_replicas (2)"),
         ("  growth: 0.02", "  growth: 0.02\n  growth: 1", "'growth' stands here twice"),

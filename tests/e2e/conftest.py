@@ -97,7 +97,9 @@ class Target:
         if revision is not None:
             config = {"ops": {"model_revision": {"config": {"revision": revision}}}}
         if config is not None:
-            command += ["--config-json", json.dumps(config)]
+            file = self.home / f"config-{len(list(self.home.glob('config-*')))}.yaml"
+            file.write_text(json.dumps(config))
+            command += ["--config", str(file)]
         return self.spawn(command)
 
     def spawn(self, command: list[str]) -> "subprocess.Popen[str]":
