@@ -23,7 +23,15 @@ from lab import images, model, programs, relay, system_packages
 from lab.kubernetes import bringup, components, image_store, preflight
 from lab.kubernetes.addresses import API_PORT, HUB_PORT, NODE_IP, PROMETHEUS_IP, PROMETHEUS_PORT
 from lab.kubernetes.bringup import CLUSTERS, Parts
-from lab.kubernetes.sandbox import MARKER, LabError, Sandbox, cgroup_of, clear, is_running
+from lab.kubernetes.sandbox import (
+    MARKER,
+    LabError,
+    Sandbox,
+    cgroup_of,
+    clear,
+    hold_name,
+    is_running,
+)
 from lab.programs.errors import SetupError
 
 __all__ = ["CLUSTERS", "ENGINES", "Lab", "LabError", "build", "find", "running", "start"]
@@ -118,9 +126,10 @@ def start(
 
     state = states() / name
     preflight.check(state)
+    hold_name(name).close()
+    sockets = listen(port)
     sweep()
     parts = built_parts(engine, progress)
-    sockets = listen(port)
     api_port, prometheus_port, hub_port = (s.getsockname()[1] for s in sockets)
     inside = (
         f"{NODE_IP}:{API_PORT}",

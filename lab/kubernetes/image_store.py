@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lab import programs
@@ -26,6 +27,12 @@ def folder() -> Path:
     return programs.cache_folder() / "image-store"
 
 
+def locked(progress: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Nobody replaces the store meanwhile."""
+    file = programs.cache_folder() / "image-store.lock"
+    return programs.locked(file, "imports images", progress)
+
+
 def contents() -> dict[str, str]:
     """The store's images: name to archive (the archives are named by their content)."""
     try:
@@ -37,7 +44,7 @@ def contents() -> dict[str, str]:
 
 def build(archives: Mapping[str, Path], state: Path, progress: Callable[[str], None]) -> None:
     """Makes the store, if there is none or if it lacks several of the images. Raises LabError."""
-    with programs.locked(programs.cache_folder() / "image-store.lock", "imports images", progress):
+    with locked(progress):
         kept = contents()
         # Our own code changes often and is a small layer: a lab imports that faster.
         if len(lacking(archives, kept)) <= 2 and kept:
@@ -71,7 +78,8 @@ def link_into(state: Path) -> None:
     """Gives a sandbox the store's containerd folder, before its containerd starts."""
     source, target = folder() / "containerd", state / "node" / "var" / "lib" / "containerd"
     try:
-        subprocess.run(["cp", "-al", f"{source}/.", target], check=True, timeout=IMPORT_SECONDS)
+        with locked(lambda _: None):
+            subprocess.run(["cp", "-al", f"{source}/.", target], check=True, timeout=IMPORT_SECONDS)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise LabError(f"the images can't be linked from {source} to {target}: {error}") from error
     for database in target.glob("*/*.db"):
