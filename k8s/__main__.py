@@ -15,10 +15,12 @@ import yaml
 
 from catalog import CatalogError, ClusterSpec, ModelSpec, PoolError
 from catalog.load import catalog
-from k8s import manifests, records, traffic
+from k8s import manifests, records, slots, traffic
 from k8s.client import Client, Obj, connect
 from k8s.errors import KubernetesError
 from k8s.manifests import Release, Slot, Thresholds
+from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
+from k8s.manifests.release import COMMIT, PROMOTION
 from k8s.records import PromotionRecord
 
 KINDS = ("Deployment", "PodDisruptionBudget", "Service", "ScaledObject", "Job")
@@ -76,28 +78,34 @@ def _run(args: argparse.Namespace) -> int:
     client = connect(cluster)
     current, _ = records.read(client, model)
     slot: Slot = traffic.live_slot(client, model) or "blue"
-    release = _release(model, cluster, slot, args.commit, current)
-    objects = [obj for obj in _objects(release, current) if args.kind in (None, obj["kind"])]
+    live = slots.deployment_of(client, model, slot)
+    if current is None:
+        print("no record: the ScaledObject's thresholds are not known", file=sys.stderr)
+    objects = [
+        obj
+        for obj in _objects(_release(model, cluster, slot, args.commit, live), current)
+        if args.kind in (None, obj["kind"]) and (current or obj["kind"] != "ScaledObject")
+    ]
     text = difference(client, objects)
     print(text, end="")
     return 1 if text else 0
 
 
 def _release(
-    model: ModelSpec,
-    cluster: ClusterSpec,
-    slot: Slot,
-    commit: str | None,
-    current: PromotionRecord | None,
+    model: ModelSpec, cluster: ClusterSpec, slot: Slot, commit: str | None, live: Obj | None
 ) -> Release:
-    """What the catalog says now, with what only a promotion knows from the record."""
+    """What the catalog says now; what only a promotion knows is taken from what is live."""
+    known = slots.annotations(live) if live else {}
+    startup = model.rollout.start_seconds_min
+    if live:
+        startup = live["spec"]["progressDeadlineSeconds"] - NODE_AND_IMAGE_SECONDS
     return Release(
         model=model,
         cluster=cluster,
-        commit=commit or (current.commit if current else UNKNOWN_COMMIT),
+        commit=commit or known.get(COMMIT, UNKNOWN_COMMIT),
         slot=slot,
-        promotion=current.promotion if current else "none",
-        startup_seconds=current.startup_seconds if current else model.rollout.start_seconds_min,
+        promotion=known.get(PROMOTION, "none"),
+        startup_seconds=max(1, startup),
     )
 
 

@@ -61,7 +61,7 @@ def pass_gate(
         )
     at = datetime.now(UTC).isoformat(timespec="seconds")
     passed = GatePass(release.promotion, template_hash, at, summary)
-    note = {GATE + gate: json.dumps(asdict(passed))}
+    note = {GATE + gate: json.dumps(asdict(passed), ensure_ascii=False)}
     client.patch("Deployment", release.name, {"metadata": {"annotations": note}}, manager=MANAGER)
 
 

@@ -134,14 +134,17 @@ def drain(
     if live_slot(client, model) == slot:
         raise ConditionFailed(f"slot {slot} of {model.name} is live: it can't be drained")
     start = time.monotonic()
-    running, quiet = 0.0, 0
+    running, quiet, said = 0.0, 0, ""
     while time.monotonic() - start < model.rollout.drain_seconds and quiet < QUIET_LOOKS:
         looked = in_flight(client, slots.pods(client, model, slot))
         if looked is None:
             quiet = 0  # a Pod that doesn't answer may be working
         else:
             running, quiet = looked, quiet + 1 if looked == 0 else 0
-        progress(f"draining {slot_name(model, slot)}: {running:.0f} requests in flight")
+        state = f"draining {slot_name(model, slot)}: {running:.0f} requests in flight"
+        if state != said:
+            progress(state)
+            said = state
         time.sleep(LOOK_SECONDS)
     keda.remove(client, model, slot, progress=progress)
     scale_to_zero(client, model, slot)
