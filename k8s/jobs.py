@@ -89,8 +89,8 @@ def run_job(
             else:
                 events.append(event)
         pod = client.get("Pod", pod["metadata"]["name"])
-    except NotFound:
-        watched.vanished(lines)
+    except NotFound as gone:
+        watched.vanished(str(gone), lines)
     return watched.judge(pod, container, events, lines, adopted)
 
 
@@ -152,12 +152,12 @@ class _Watched:
                 self._late(pod)
             time.sleep(_POLL_S)
 
-    def vanished(self, lines: list[str]) -> NoReturn:
-        """The Pod went away while its log was read."""
+    def vanished(self, what: str, lines: list[str]) -> NoReturn:
+        """The Pod or its log went away before all of it was read."""
         self._refresh()
         self._await_failed()
         self._check_deadline(lines)
-        self._fail("its Pod was deleted while it ran (node drained or lost?)" + _quoted(lines))
+        self._fail(f"before its end: {what} (deleted? node drained or lost?)" + _quoted(lines))
 
     def judge(
         self, pod: Obj, container: str, events: list[Obj], lines: list[str], adopted: bool

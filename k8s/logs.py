@@ -22,7 +22,8 @@ def follow(
 ) -> Iterator[str]:
     """The lines of one run of the container, from its first, until it has ended.
 
-    Waits for its start. Raises WaitTimeout after `deadline_s`, NotFound when the Pod is gone.
+    Waits for its start. Raises WaitTimeout after `deadline_s`, NotFound when the Pod or its log
+    is gone.
     """
     deadline = time.monotonic() + deadline_s
     run = _await_start(client, pod, container, deadline, namespace)
@@ -100,12 +101,12 @@ class _Position:
         self._again = Counter(raw for _, raw in self._recent)
 
     def take(self, raw: str) -> str | None:
-        """The line without its time stamp; None if we have had it."""
+        """The line without its time stamp; None if we have had it. ValueError: no time stamp."""
         stamp, _, line = raw.partition(" ")
+        moment = _moment(stamp)
         if self._again[raw] > 0:
             self._again[raw] -= 1
             return None
-        moment = _moment(stamp)
         self.since = moment - _OVERLAP
         self._recent.append((moment, raw))
         while self._recent[0][0] < self.since:
@@ -142,7 +143,15 @@ def _read(
     request = _request(client, pod, namespace, query)
     with client.transport.stream(request, silence_s) as pieces:
         for raw in split_lines(pieces, last=not more):
-            line = position.take(raw.decode("utf-8", "replace"))
+            text = raw.decode("utf-8", "replace")
+            try:
+                line = position.take(text)
+            except ValueError:
+                # No time stamp: not a line of the log but the kubelet, saying that it has none.
+                where = f"container {container} of Pod {namespace or client.namespace}/{pod}"
+                if more:
+                    raise Unreachable(f"the log of {where} can't be read: {text}") from None
+                raise NotFound(f"the log of {where} is gone: {text}") from None
             if line is not None:
                 yield line
 

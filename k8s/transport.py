@@ -66,17 +66,12 @@ class Transport:
         self._account = load_account(context)
         self._rest = RESTClientObject(self._account.configuration)
         self._reloading = threading.Lock()
-        self._answered = False
+        self._answered = False  # whether the server has ever answered us
 
     @property
     def account(self) -> Account:
         """Where and who."""
         return self._account
-
-    @property
-    def answered(self) -> bool:
-        """Whether the server has ever answered us."""
-        return self._answered
 
     def call(self, request: Request, budget_s: float = RETRY_S) -> bytes:
         """The body of the answer, after retries for at most `budget_s`.

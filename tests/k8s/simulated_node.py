@@ -241,7 +241,7 @@ def _handler(node: SimulatedNode) -> type[http.server.BaseHTTPRequestHandler]:
                 for raw in run.lines[at:]:
                     at += 1
                     stamp, _, text = raw.partition(" ")
-                    if since and _time(stamp) < _time(since):
+                    if since and text and stamp[0] == "2" and _time(stamp) < _time(since):
                         continue
                     line = f"{raw}\n" if query.get("timestamps") == "true" else f"{text}\n"
                     self._chunk(line.encode())

@@ -239,7 +239,7 @@ def test_deleted_by_someone_else(client: Client, node: SimulatedNode, name: str)
         client.delete("Job", name)
 
     node.play(name, deleted)
-    with pytest.raises(JobFailed, match=r"deleted by someone else|Pod was deleted"):
+    with pytest.raises(JobFailed, match=r"deleted by someone else|before its end: .*exist"):
         run(client, job(name))
 
 

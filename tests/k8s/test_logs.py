@@ -136,3 +136,13 @@ def test_tail_of_what_has_no_log(client: Client, node: SimulatedNode, name: str)
     assert logs.tail(client, "nothing", "main", 5) == []
     with pytest.raises(NotFound):
         list(logs.follow(client, "nothing", "main", deadline_s=5))
+
+
+def test_log_that_is_gone(client: Client, node: SimulatedNode, name: str) -> None:
+    """The kubelet then answers 200 and says so where the log should be."""
+    pod = node.pod(name)
+    pod.start()
+    pod.runs[-1].lines.append("unable to retrieve container logs for containerd://abc")
+    pod.end()
+    with pytest.raises(NotFound, match=r"log of container main .* is gone: unable to retrieve"):
+        list(logs.follow(client, name, "main", deadline_s=20))
