@@ -72,6 +72,7 @@ class Engine:
         parts = urlsplit(base_url)
         self.base_url = base_url.rstrip("/")
         self.host, self.port = parts.hostname or "", parts.port or 80
+        self.authority = parts.netloc  # with brackets, if it is an IPv6 address
         self._timeout_s = timeout_s
 
     def get(self, path: str) -> bytes:

@@ -167,7 +167,7 @@ class Generator:
         }
         data = json.dumps(body).encode()
         head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: {self.engine.host}:{self.engine.port}\r\n"
+            f"POST {self.path} HTTP/1.1\r\nHost: {self.engine.authority}\r\n"
             "Content-Type: application/json\r\nAccept: text/event-stream\r\n"
             f"X-Request-Id: {name}\r\nContent-Length: {len(data)}\r\n\r\n"
         )

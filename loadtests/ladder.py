@@ -19,6 +19,15 @@ def requests_of_step(rate: float, profile: Profile) -> int:
     return max(round(rate * profile.step_seconds), fewest_requests(profile.slo.attainment))
 
 
+def longest_seconds(profile: Profile) -> float:
+    """The most that climb() can take, each window repeated as often as it may be."""
+    return sum(
+        _most_windows(rate, profile)
+        * (profile.warmup_seconds + requests_of_step(rate, profile) / rate + profile.timeout_s + 1)
+        for rate in profile.ladder
+    )
+
+
 def climb(profile: Profile, measure: Callable[[float, int], Window]) -> Iterator[Step]:
     """The steps of the ladder, as they end. `measure(rate, repeat)` offers one window of load.
 
@@ -38,7 +47,7 @@ def _step(rate: float, profile: Profile, measure: Callable[[float, int], Window]
     valid: list[Window] = []
     discarded: list[str] = []
     step = None
-    for repeat in range(MOST_WINDOWS_REQUIRED if required else MOST_WINDOWS):
+    for repeat in range(_most_windows(rate, profile)):
         window = measure(rate, repeat)
         if reason := untrusted(window, profile):
             discarded.append(reason)
@@ -51,3 +60,7 @@ def _step(rate: float, profile: Profile, measure: Callable[[float, int], Window]
             break
     assert step is not None, "at least one window was measured"
     return step
+
+
+def _most_windows(rate: float, profile: Profile) -> int:
+    return MOST_WINDOWS_REQUIRED if rate == profile.slo.required_rate else MOST_WINDOWS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.ladder import climb, requests_of_step
+from loadtests.ladder import climb, longest_seconds, requests_of_step
 from loadtests.verdict import Window
 from tests.loadtests.samples import make_profile, steady
 
@@ -73,3 +73,9 @@ def test_inconclusive_at_the_required_rate_gets_more_requests() -> None:
 @pytest.mark.parametrize(("rate", "requests"), [(1, 52), (4, 52), (8, 80)])
 def test_a_step_has_enough_requests_for_a_verdict(rate: float, requests: int) -> None:
     assert requests_of_step(rate, PROFILE) == requests
+
+
+def test_longest_run() -> None:
+    profile = make_profile(rates=[4, 8], warmup_seconds=2, timeout_s=10)
+    # 4 req/s is required: 5 windows of 52 requests; 8 req/s: 2 of 80.
+    assert longest_seconds(profile) == 5 * (2 + 13 + 10 + 1) + 2 * (2 + 10 + 10 + 1)
