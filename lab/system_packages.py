@@ -2,6 +2,7 @@
 machine must have. Nothing is installed that is there already, whoever put it there."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ PACKAGES: Mapping[str, str] = {  # command: the package that has it
     "mount": "mount",
     "busybox": "busybox-static",
 }
+MACHINES = ("x86_64", "aarch64")
 CNI_PLUGIN_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 CNI_PACKAGE = "containernetworking-plugins"
 
@@ -63,6 +65,8 @@ def problems() -> list[str]:
     if sys.platform != "linux":
         return [f"it needs Linux, and this is {sys.platform}"]
     found = []
+    if platform.machine() not in MACHINES:
+        found.append(f"its images are for {' and '.join(MACHINES)}, not for {platform.machine()}")
     is_root = os.geteuid() == 0
     if not is_root:
         found.append("it needs root (namespaces, mounts, cgroups): run it with sudo")

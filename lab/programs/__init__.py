@@ -1,10 +1,12 @@
 """The lab's programs, compiled from Go modules at pinned versions into a cache.
 
 All of them are built from one module, lab/kubernetes/go, so that they share one version of each
-package that they have in common (Kubernetes' libraries above all): what took 9,000 package
-compilations in modules of their own takes 3,400, and one `go build` keeps every core busy until
-the end. They are compiled without inlining and debug information, which costs a little speed at
-run time and saves a third of the compiler's.
+package that they have in common, Kubernetes' libraries above all: it is compiled once and not for
+each program. One `go build` keeps every core busy until the end. They are compiled without inlining and debug information, which costs a little speed at
+run time and saves a third of the compiler's. KEDA and Prometheus are cut down: see keda_cut.py
+and prometheus_cut.py.
+
+To change a version: edit lab/kubernetes/go/go.mod, then run `python -m lab.programs`.
 """
 
 import ctypes
@@ -105,9 +107,9 @@ def title() -> str:
 def folder() -> Path:
     """The built programs' folder; its name is a hash of all that they are built from."""
     digest = hashlib.sha256(repr((MAINS, KUBERNETES_NAMES, TAGS, COMPILER)).encode())
-    sources = [path for path in SOURCES.rglob("*") if path.is_file()]
+    sources = [path for pattern in ("*.go", "go.*") for path in SOURCES.rglob(pattern)]
     ours = [*Path(__file__).parent.glob("*_cut.py"), SOURCES.parent / "keda_manifests.py"]
-    for source in sorted([*sources, *ours]):
+    for source in sorted({*sources, *ours}):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return cache_folder() / "programs" / digest.hexdigest()[:16]
 
@@ -203,8 +205,9 @@ class _Go:
 
 
 def _build(go: _Go, target: Path, progress: Progress) -> None:
+    for interrupted in target.parent.glob("*.building"):
+        shutil.rmtree(interrupted)
     work = target.with_name(target.name + ".building")
-    shutil.rmtree(work, ignore_errors=True)
     (work / "bin").mkdir(parents=True)
     progress(f"building {title()}: fetching the sources, about 1 min")
     _sources(go, work / "go")

@@ -42,6 +42,7 @@ def test_the_folder_is_named_by_what_is_built(
     shutil.copy(programs.SOURCES.parent / "keda_manifests.py", copy.parent)
     before = programs.folder()
     monkeypatch.setattr(programs, "SOURCES", copy)
+    (copy / "README.md").write_text("not compiled")
     assert programs.folder() == before
     with (copy / "pause" / "main.go").open("a") as source:
         source.write("// changed\n")
