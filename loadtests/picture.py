@@ -111,7 +111,7 @@ def _attainment(axes: "Axes", result: Result) -> None:
         axes.annotate(
             step.verdict,
             (step.rate_asked, step.attainment),
-            xytext=(6, -10),
+            xytext=(6, -10 if step.attainment > 0.5 else 6),
             textcoords="offset points",
             fontsize=8,
             color=MARKS[step.verdict],
