@@ -2,9 +2,9 @@
 
 All of them are built from one module, lab/kubernetes/go, so that they share one version of each
 package that they have in common, Kubernetes' libraries above all: it is compiled once and not for
-each program. One `go build` keeps every core busy until the end. They are compiled without inlining and debug information, which costs a little speed at
-run time and saves a third of the compiler's. KEDA and Prometheus are cut down: see keda_cut.py
-and prometheus_cut.py.
+each program. One `go build` keeps every core busy until the end. They are compiled without
+inlining and debug information, which costs a little speed at run time and saves a quarter of the
+compiler's. KEDA and Prometheus are cut down: see keda_cut.py and prometheus_cut.py.
 
 To change a version: edit lab/kubernetes/go/go.mod, then run `python -m lab.programs`.
 """
