@@ -306,13 +306,22 @@ def _unmark(watched: Watched, pod: Obj) -> None:
     watched.client.patch("Pod", pod["metadata"]["name"], forget)
 
 
-def seconds_to_ready(pod: Obj) -> float:
-    """From the Pod's creation until it was ready, by the cluster's own clock: the cold start."""
-    ready = slots.condition(pod, "Ready")["lastTransitionTime"]
-    since = datetime.fromisoformat(ready) - datetime.fromisoformat(
-        pod["metadata"]["creationTimestamp"]
-    )
-    return since.total_seconds()
+def seconds_to_ready(client: Client, pod: Obj) -> float:
+    """The cold start by the cluster's own clock, in seconds: until the Pod was ready, from when
+    it got its node; a node that was made for it counts too. Not that it waited for a GPU that
+    another Pod still had.
+    """
+    ready = _time(slots.condition(pod, "Ready")["lastTransitionTime"])
+    created = _time(pod["metadata"]["creationTimestamp"])
+    node = client.find("Node", pod["spec"]["nodeName"])
+    if node is not None and _time(node["metadata"]["creationTimestamp"]) > created:
+        return (ready - created).total_seconds()
+    scheduled = slots.condition(pod, "PodScheduled").get("lastTransitionTime")
+    return (ready - (_time(scheduled) if scheduled else created)).total_seconds()
+
+
+def _time(stamp: str) -> datetime:
+    return datetime.fromisoformat(stamp)
 
 
 def image_digest(pod: Obj) -> str:

@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 class Rollout:
     """A candidate that is ready. `image_digest` is what ran, from the Pod's imageID.
 
-    `seconds_to_ready`: the cold start, from the Pod's creation until it was ready.
+    `seconds_to_ready`: the cold start, from when the Pod had its node until it was ready.
     """
 
     deployment: str
@@ -152,7 +152,7 @@ def roll_out(
         node=pod["spec"]["nodeName"],
         image_digest=readiness.image_digest(pod),
         template_hash=template,
-        seconds_to_ready=readiness.seconds_to_ready(pod),
+        seconds_to_ready=readiness.seconds_to_ready(client, pod),
     )
 
 

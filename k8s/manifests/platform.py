@@ -97,27 +97,28 @@ def rbac(cluster: ClusterSpec) -> list[Obj]:
     rules = [
         # Rollouts. Server-side apply needs `create` too, for an object that isn't there yet.
         _rule("apps", ["deployments"], [*_READ, "create", "patch"]),
-        _rule("apps", ["deployments/scale"], ["get", "patch", "update"]),
-        _rule("apps", ["replicasets"], _READ),
-        _rule("", ["services", "configmaps"], [*_READ, "create", "patch", "update"]),
-        _rule("", ["configmaps"], ["delete"]),
-        _rule("policy", ["poddisruptionbudgets"], [*_READ, "create", "patch"]),
+        _rule("apps", ["deployments/scale"], ["patch"]),
+        _rule("apps", ["replicasets"], ["list"]),
+        _rule("", ["services"], ["get", "create", "patch"]),
+        _rule("", ["configmaps"], ["get", "list", "create", "patch", "delete"]),
+        _rule("policy", ["poddisruptionbudgets"], ["get", "create", "patch"]),
         _rule("keda.sh", ["scaledobjects"], [*_READ, "create", "patch", "delete"]),
         # Watching. `patch` of a Pod: the marks that keep it where it is until it is ready.
         _rule("", ["pods"], [*_READ, "patch"]),
         _rule("", ["pods/log"], ["get"]),
+        # `get` up to Kubernetes 1.34, `create` from then on.
         _rule("", ["pods/portforward"], ["get", "create"]),
-        _rule("", ["events", "persistentvolumeclaims", "serviceaccounts"], _READ),
-        _rule("discovery.k8s.io", ["endpointslices"], _READ),
-        _rule("autoscaling", ["horizontalpodautoscalers"], _READ),
-        _rule("monitoring.coreos.com", ["podmonitors"], _READ),
-        _rule("networking.k8s.io", ["networkpolicies"], _READ),
+        _rule("", ["events"], ["list"]),
+        _rule("", ["persistentvolumeclaims", "serviceaccounts"], ["get"]),
+        _rule("discovery.k8s.io", ["endpointslices"], ["list"]),
+        _rule("autoscaling", ["horizontalpodautoscalers"], ["get", "list"]),
+        _rule("monitoring.coreos.com", ["podmonitors"], ["get"]),
         # Jobs, and the Lease that lets one promotion a model run at a time.
         _rule("batch", ["jobs"], [*_READ, "create", "delete"]),
-        _rule("coordination.k8s.io", ["leases"], [*_READ, "create", "update", "patch", "delete"]),
+        _rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
     ]
     # Free GPUs can only be counted from all Pods of the nodes, whoever owns them.
-    counting = [_rule("", ["nodes", "pods"], _READ)]
+    counting = [_rule("", ["nodes", "pods"], ["get", "list"])]
     name = f"{PIPELINE_ACCOUNT}-{cluster.namespace}-gpus"
     out = [
         *_grant(cluster, cluster.namespace, PIPELINE_ACCOUNT, rules),
@@ -138,7 +139,8 @@ def rbac(cluster: ClusterSpec) -> list[Obj]:
     monitoring = prometheus_namespace(cluster)
     if monitoring is not None and monitoring != cluster.namespace:
         asking = [
-            _rule("", ["services", "pods"], _READ),
+            _rule("", ["services"], ["get"]),
+            _rule("", ["pods"], ["get", "list"]),
             _rule("", ["pods/portforward"], ["get", "create"]),
         ]
         out += _grant(cluster, monitoring, f"{PIPELINE_ACCOUNT}-{cluster.namespace}", asking)
