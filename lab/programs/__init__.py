@@ -9,14 +9,12 @@ compiler's. KEDA and Prometheus are cut down: see keda_cut.py and prometheus_cut
 To change a version: edit lab/kubernetes/go/go.mod, then run `python -m lab.programs`.
 """
 
-import ctypes
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -176,6 +174,12 @@ class _Go:
     def build_cache(self) -> Path:
         return self.cache / "gobuild"
 
+    def argv(self, *arguments: str) -> list[str]:
+        """A go command that ends when we do, however we end."""
+        setpriv = shutil.which("setpriv")  # of util-linux
+        tied = [setpriv, "--pdeathsig", "TERM"] if setpriv else []
+        return [*tied, str(self.command), *arguments]
+
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
@@ -191,13 +195,12 @@ class _Go:
     def run(self, *arguments: str, where: Path) -> str:
         """Standard output of a go command; SetupError with the end of what it complained."""
         done = subprocess.run(
-            [self.command, *arguments],
+            self.argv(*arguments),
             cwd=where,
             env=self.environment(),
             capture_output=True,
             text=True,
             check=False,
-            preexec_fn=_end_with_parent,
         )
         if done.returncode:
             raise _failure(f"go {arguments[0]} {arguments[-1]}", done.stderr.splitlines())
@@ -288,13 +291,12 @@ def _compile(go: _Go, work: Path, packages: int, progress: Progress) -> None:
     progress(f"compiling {packages} packages on {cores} cores, about {_minutes(expected)}")
     started = time.monotonic()
     with subprocess.Popen(
-        [go.command, "build", "-v", *_flags(), "-o", f"{work / 'bin'}/", *MAINS.values()],
+        go.argv("build", "-v", *_flags(), "-o", f"{work / 'bin'}/", *MAINS.values()),
         cwd=work / "go",
         env=go.environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_end_with_parent,
     ) as running:
         said: list[str] = []  # a package as its compilation begins, or an error
         stream = running.stderr
@@ -370,9 +372,3 @@ def disk_short() -> str:
 def _size(path: Path) -> float:
     """Gigabytes below a folder."""
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e9
-
-
-def _end_with_parent() -> None:
-    """In the child: be ended when the parent is, however that ends."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -298,3 +300,40 @@ def test_no_service_starts_while_packages_are_installed(
     with system_packages._no_service_starts():
         assert policy.read_text() == "#!/bin/sh\nexit 0\n"
     assert policy.exists()
+
+
+def test_a_go_command_ends_with_the_set_up_that_is_killed(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    go.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    go.chmod(0o755)
+    set_up = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from lab.programs import _Go;"
+            "here = Path(sys.argv[1]); _Go(here / 'go', here).run('build', where=here)",
+            str(tmp_path),
+        ]
+    )
+    pid = _wait_for_pid(tmp_path / "pid")
+    set_up.kill()
+    set_up.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "Z" not in _state(pid):
+        assert time.monotonic() < deadline, f"process {pid} goes on"
+        time.sleep(0.05)
+
+
+def _wait_for_pid(path: Path) -> int:
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.read_text().strip()):
+        assert time.monotonic() < deadline, "the go command did not start"
+        time.sleep(0.05)
+    return int(path.read_text())
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
