@@ -20,7 +20,7 @@ from k8s.manifests import Release, benchmark_job
 from k8s.rollout import Rollout
 from k8s.smoke import SmokeReport
 from loadtests import picture, report
-from loadtests.ladder import MOST_WINDOWS, requests_of_step
+from loadtests.ladder import longest_seconds
 from loadtests.profile import Profile, ProfileError, describe
 from loadtests.result import Result, parse_result, rows_from_events, unpack_rows
 
@@ -81,18 +81,6 @@ def profile(release: Release, rollout: Rollout, smoke: SmokeReport) -> Profile:
         raise ProfileError(describe(error, f"catalog/models/{model.name}.yaml")) from None
 
 
-def longest_seconds(load: Profile) -> int:
-    """How long that load can take at most, all repeats included."""
-    return round(
-        JOB_START_S
-        + sum(
-            MOST_WINDOWS
-            * (requests_of_step(rate, load) / rate + load.warmup_seconds + load.timeout_s)
-            for rate in load.ladder
-        )
-    )
-
-
 def measure(
     promotion: Promotion,
     folder: Path,
@@ -105,7 +93,7 @@ def measure(
     Raises ProfileError, KubernetesError, ResultError. A missed SLO is a result.
     """
     load = profile(release, rollout, smoke)
-    deadline = longest_seconds(load)
+    deadline = round(JOB_START_S + longest_seconds(load))
     config, job = benchmark_job(release, load.model_dump_json(), deadline_s=deadline)
     promotion.client.apply(config)
     done = run_job(promotion.client, job, deadline_s=deadline + 60.0, on_event=promotion.on_event)

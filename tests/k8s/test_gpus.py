@@ -154,7 +154,7 @@ def test_a_cordoned_node_has_nothing_free(
 
 def test_a_pool_may_grow(client: Client, node: SimulatedNode, cluster: ClusterSpec) -> None:
     make_node(client, node, {"nvidia.com/gpu": "2"})
-    pool = cluster.node_pools[0].model_copy(update={"max_nodes": 3})
+    pool = cluster.node_pools[0].model_copy(update={"max_nodes": 3, "gpus": 2})
     budget = free_gpus(client, cluster.model_copy(update={"node_pools": (pool,)}), MODEL)
     assert budget.growable == 4
     assert budget.replicas(2) == 3
