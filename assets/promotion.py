@@ -70,7 +70,7 @@ class Promotion:
         """An event of a program in a Job, for the log."""
         if event.get("event") == "progress":
             self.say(str(event["message"]))
-        elif event.get("event") == "log":
+        elif event.get("event") == "log" and str(event["message"]).strip():
             self.log.debug(str(event["message"]))
 
     def clear_up(self) -> None:

@@ -3,6 +3,9 @@
 import dagster as dg
 
 from assets.resources import Reports
+from assets.stage import PromotionFailed
+
+PREFIX = f"{PromotionFailed.__module__}.{PromotionFailed.__qualname__}: "
 
 
 # Runs of `dagster job execute` belong to no code location, so only a sensor of all of them sees
@@ -28,7 +31,7 @@ def failed_runs(context: dg.RunFailureSensorContext, reports: Reports) -> None:
 def _why(context: dg.RunFailureSensorContext) -> str:
     """The stages' own messages; without any (a crash, a kill) the run's."""
     messages = [
-        event.step_failure_data.error.message.strip()
+        event.step_failure_data.error.message.strip().removeprefix(PREFIX)
         for event in context.get_step_failure_events()
         if event.step_failure_data.error is not None
     ]
