@@ -82,8 +82,8 @@ def result(
 ) -> Result:
     return Result(
         verdict=verdict,
-        reason=f"the SLO at 4 req/s: {verdict}",
-        steps=(step(4.0, verdict, ttft), step(12.0, "fail", None)),
+        reason=f"the SLO at 6 req/s: {verdict}",
+        steps=(step(6.0, verdict, ttft), step(12.0, "fail", None)),
         capacity=Capacity(lower=lower, estimate=10.0, upper=upper, at_least=upper is None),
         in_flight_at_capacity=5.0,
         limited_by="the engine",
@@ -122,7 +122,7 @@ def test_what_no_benchmark_can_tell_names_the_catalog_file() -> None:
 
 def test_the_verdict_has_the_numbers_that_decided() -> None:
     line = verdict(result())
-    for part in ("pass", "TTFT p95 240 ms (SLO 500 ms)", "4 req/s", "λ* 10 req/s (8 to 12)"):
+    for part in ("pass", "TTFT p95 240 ms (SLO 1000 ms)", "6 req/s", "λ* 10 req/s (8 to 12)"):
         assert part in line
     assert capacity(result(upper=None)) == "λ* at least 10 req/s"
 
@@ -136,7 +136,7 @@ def test_a_refusal_says_why_and_where_to_look(kind: Verdict, tmp_path: Path) -> 
 
 def test_metadata_and_report_show_picture_and_tables(tmp_path: Path) -> None:
     rows = [
-        {"rate": 4.0, "phase": phase, "error": error}
+        {"rate": 6.0, "phase": phase, "error": error}
         for phase, error in [("warmup", None), ("measure", None), ("measure", "timeout")]
     ]
     (tmp_path / "rows.jsonl.gz").write_bytes(pack_rows(rows))
@@ -146,7 +146,7 @@ def test_metadata_and_report_show_picture_and_tables(tmp_path: Path) -> None:
     assert "run-1" in (tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in metadata["TTFT against arrival rate"].value
     [row] = metadata["requests by outcome"].records
-    assert row.data == {"req/s asked": 4.0, "answered": 1, "timeout": 1}
+    assert row.data == {"req/s asked": 6.0, "answered": 1, "timeout": 1}
     [_, failed] = metadata["steps"].records
     assert failed.data["TTFT p95"] == "infinite (failed requests)"
     # Dagster takes it all.
