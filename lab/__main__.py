@@ -61,7 +61,7 @@ def build() -> None:
 
 def run(name: str, gpus: int, engine: str, port: int) -> int:
     """A lab in the foreground. SIGINT and SIGTERM end it, with status 0 once it was up."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     is_up = False
     try:

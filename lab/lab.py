@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import images, model, programs, relay, system_packages
+from lab import images, model, programs, relay, system_packages, vllm_cpu
 from lab.kubernetes import bringup, components, image_store, preflight
 from lab.kubernetes.addresses import API_PORT, HUB_PORT, NODE_IP, PROMETHEUS_IP, PROMETHEUS_PORT
 from lab.kubernetes.bringup import CLUSTERS, Parts
@@ -129,6 +129,7 @@ def start(
     hold_name(name).close()
     sockets = listen(port)
     sweep()
+    mounts = engine_mounts(engine)
     parts = built_parts(engine, progress)
     api_port, prometheus_port, hub_port = (s.getsockname()[1] for s in sockets)
     inside = (
@@ -158,7 +159,7 @@ def start(
             programs=parts.programs,
             cgroup=sandbox.cgroup,
             gpus=gpus,
-            mounts=engine_mounts(engine),
+            mounts=mounts,
         )
         bringup.bring_up(
             sandbox, node, parts, engine=engine, api_port=api_port, hub=lab.hub, ready=ready
@@ -219,6 +220,8 @@ def build(progress: Callable[[str], None]) -> None:
         for future in work:
             future.result()
     archives = images.build(progress)
+    if vllm_cpu.is_installed():
+        archives[vllm_cpu.IMAGE] = vllm_cpu.image(progress)
     image_store.build(archives, states() / image_store.NAME, progress)
 
 
@@ -226,10 +229,10 @@ def built_parts(engine: str, progress: Callable[[str], None]) -> Parts:
     """What `build` built; images whose code has changed since are made anew. Raises LabError."""
     try:
         archives = images.build(progress)
+        if engine == "vllm":
+            archives[vllm_cpu.IMAGE] = vllm_cpu.image(progress)
     except SetupError as error:
         raise LabError(str(error)) from error
-    if engine != "vllm":
-        archives.pop("vllm-cpu", None)
     return Parts(
         programs=programs.folder() / "bin",
         images=archives,
@@ -239,5 +242,10 @@ def built_parts(engine: str, progress: Callable[[str], None]) -> Parts:
 
 
 def engine_mounts(engine: str) -> tuple[tuple[str, str], ...]:
-    """Folders of the machine that Pods with a GPU get, for the real engine."""
-    return ()
+    """What the GPU plugin mounts into Pods beside nvidia-smi: the real engine. Raises LabError."""
+    if engine != "vllm":
+        return ()
+    try:
+        return vllm_cpu.mounts()
+    except SetupError as error:
+        raise LabError(str(error)) from error

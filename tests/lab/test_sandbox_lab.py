@@ -145,7 +145,7 @@ def up(name: str, folder: Path) -> Running:
     output = folder / f"{name}.log"
     with output.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lab", "up", "--name", name],
+            [sys.executable, "-m", "lab", "up", "--gpus", "2", "--name", name],
             cwd=ROOT,
             stdout=out,
             stderr=out,
