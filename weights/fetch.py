@@ -36,6 +36,8 @@ REPORT_SECONDS = 2.0
 RATE_REPORTS = 6  # the rate is that of the last 10 s
 # Room that the volume must have beyond what is missing.
 SPARE_BYTES = 64 * 1024 * 1024
+# After a failure, so long may the other threads take to finish their file.
+FAREWELL_SECONDS = 3.0
 DOWNLOADS = 2  # of a file whose bytes are wrong; then it is the Hub, and not the way from it
 
 
@@ -86,6 +88,7 @@ def fetch(wanted: Wanted, root: Path, hub: Hub, reporter: Reporter, patience: Pa
                 return hit
             if done := _Fetch(wanted, where, hub, reporter, patience).run():
                 return done
+            shutil.rmtree(where.staging, ignore_errors=True)
     except OSError as error:
         raise volume_error(error, where.published, wanted.place) from error
 
@@ -202,8 +205,7 @@ class _Fetch:
             read_bytes_per_s=round(verify.read_throughput(self.target, chosen)),
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        if not publish.publish(self.where, content):
-            shutil.rmtree(self.where.staging, ignore_errors=True)
+        if not publish.publish(self.where, self.target, content):
             return None
         return _fetched(self.where, content, hit=False)
 
@@ -278,8 +280,9 @@ class _Fetch:
                 finished.release()
 
         workers = min(WORKERS, len(queue))
-        for _ in range(workers):
-            threading.Thread(target=work, daemon=True).start()
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
         self.pace.alive()
         tick = min(REPORT_SECONDS, self.pace.patience.stall_s / 4)
         while workers and not failures:
@@ -289,6 +292,9 @@ class _Fetch:
                 self._tick()
         if failures:
             self.pace.stop()
+            deadline = time.monotonic() + FAREWELL_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
             raise failures[0]
 
     def _tick(self) -> None:

@@ -113,18 +113,19 @@ def settle(downloaded: Path, folder: Path, path: str) -> None:
     downloaded.replace(target)
 
 
-def publish(where: Folders, content: Manifest) -> bool:
-    """Write the manifest and make the commit visible.
+def publish(where: Folders, target: Path, content: Manifest) -> bool:
+    """Write the manifest and make the commit visible. `target` has the files: staging, or what
+    is published, if that was mended.
 
-    Returns False if another fetch published this commit meanwhile (or staging vanished under
-    us, which is the same): the caller looks at what is there now. Raises NotPublished for a
-    folder that somebody made by hand.
+    Returns False if another fetch published the commit meanwhile: the caller looks at what is
+    there now. Raises NotPublished for a folder that somebody made by hand.
     """
+    if target == where.staging and is_published(where):
+        return False
     written = where.work / manifest.NAME
     written.write_text(content.dump())
     written.chmod(0o644)
     _sync(written)
-    target = where.published if is_published(where) else where.staging
     try:
         for folder in {target, *((target / file.path).parent for file in content.files)}:
             _sync(folder)
@@ -134,7 +135,7 @@ def publish(where: Folders, content: Manifest) -> bool:
             target.rename(where.published)
             _sync(where.published.parent)
     except OSError:
-        if is_published(where) and target == where.staging:
+        if target == where.staging and is_published(where):
             return False
         raise
     return True
@@ -142,19 +143,21 @@ def publish(where: Folders, content: Manifest) -> bool:
 
 def is_published(where: Folders) -> bool:
     """Whether the commit's folder is there, with a manifest. Raises NotPublished if without."""
-    if (where.published / manifest.NAME).exists():
-        return True
-    if where.published.exists():
+    if not where.published.exists():
+        return False
+    # In this order: another fetch's rename between the two brings both.
+    if not (where.published / manifest.NAME).exists():
         raise NotPublished(
             f"{where.published} is there without a {manifest.NAME}: not made by this program",
             "move it away (is a server using it?), then start again",
         )
-    return False
+    return True
 
 
 def tidy(folder: Path, files: Iterable[File]) -> None:
     """Remove from staging what the plan doesn't have, say from a fetch with other patterns."""
-    wanted = {folder / file.path for file in files}
+    # The manifest may be that of another fetch which is just about to publish: it stays.
+    wanted = {folder / manifest.NAME, *(folder / file.path for file in files)}
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
