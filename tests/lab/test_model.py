@@ -1,12 +1,14 @@
 """The lab's model is the real one: right in shape, and it answers the known question."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from lab import model
+from lab.engine.settings import load_simulation
 from lab.hub import Hub
 from tests.lab.llama import Llama
 
@@ -56,6 +58,12 @@ def test_publish_gives_the_revisions_of_the_demo_and_stays_small(tmp_path: Path)
         for name, commit in published.items()
     }
     assert weights["v1"] == weights["v2-slow"] == weights["v3"] != weights["nonsense"]
-    slow = hub.blob(hub.files(model.REPO, published["v2-slow"])["simulator.json"]).read_text()
-    assert json.loads(slow)["service_curve"]["ttft_base_ms"] > 500, "the catalog's SLO"
+    simulations = {}
+    for name in ("v2-slow", "nonsense-simulated"):
+        blob = hub.blob(hub.files(model.REPO, published[name])["simulator.json"])
+        (tmp_path / name).mkdir()
+        shutil.copy(blob, tmp_path / name / "simulator.json")
+        simulations[name] = load_simulation(tmp_path / name)
+    assert simulations["v2-slow"].service_curve.ttft_base_ms > 500, "the catalog's SLO"
+    assert simulations["nonsense-simulated"].answers == "nonsense"
     assert hub.visibility("lab/private") == "private" and hub.visibility("lab/gated") == "gated"
