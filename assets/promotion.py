@@ -8,7 +8,7 @@ from assets.interrupts import undisturbed
 from catalog import ClusterSpec, ModelSpec
 from k8s import rollout
 from k8s.client import Client, connect
-from k8s.errors import KubernetesError
+from k8s.errors import KubernetesError, LeaseHeld
 from k8s.lease import Lease
 
 LEASE_TTL_S = 30.0
@@ -45,13 +45,7 @@ class Promotion:
         cluster.pool(model)
         client = connect(cluster)
         rollout.preflight(client, cluster, model)
-        lease = Lease.acquire(
-            client,
-            f"promotion-{model.object_name}",
-            run_id,
-            ttl_s=LEASE_TTL_S,
-            wait_s=LEASE_TTL_S + 5,  # a killed run is silent for the ttl
-        )
+        lease = _lock(client, model, run_id, log)
         lease.__enter__()  # renewed between the stages too, until end()
         promotion = cls(client, cluster, model, run_id, lease, log)
         try:
@@ -95,3 +89,14 @@ class Promotion:
                 self.lease.release()
             except KubernetesError as error:
                 self.log.error(f"The Lease could not be given back: {error} It expires by itself.")
+
+
+def _lock(client: Client, model: ModelSpec, run_id: str, log: logging.Logger) -> Lease:
+    """The Lease of the model. Raises LeaseHeld if another run is alive."""
+    name = f"promotion-{model.object_name}"
+    try:
+        return Lease.acquire(client, name, run_id, ttl_s=LEASE_TTL_S)
+    except LeaseHeld as error:
+        wait_s = LEASE_TTL_S + 5  # a killed run is silent for the ttl
+        log.warning(f"{model.name} is locked by run {error.holder}; waits {wait_s:.0f} s for it")
+    return Lease.acquire(client, name, run_id, ttl_s=LEASE_TTL_S, wait_s=wait_s)

@@ -73,5 +73,9 @@ def _told(name: str, error: BaseException, live: bool) -> tuple[str, str]:
         return "refused", str(error)
     if isinstance(error, Exception):
         return "failed", str(error) or repr(error)
-    state = "the new revision is live" if live else "what was live before is live now"
+    state = (
+        "the new revision is live, and the next run ends the old one"
+        if live
+        else "what was live before is live now"
+    )
     return "interrupted", f"{name} was interrupted; {state}."
