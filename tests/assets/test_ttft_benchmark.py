@@ -11,7 +11,6 @@ from assets.promotion import Refused
 from assets.rebenchmark import compare
 from assets.ttft_benchmark import (
     capacity,
-    longest_seconds,
     profile,
     refusal,
     shown,
@@ -24,6 +23,7 @@ from k8s.manifests import Release
 from k8s.records import PromotionRecord
 from k8s.rollout import Rollout
 from k8s.smoke import SmokeReport
+from loadtests.ladder import longest_seconds
 from loadtests.profile import Profile, ProfileError
 from loadtests.result import Capacity, Quantiles, Result, Step, Verdict, pack_rows
 
