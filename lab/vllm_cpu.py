@@ -116,6 +116,8 @@ def install(progress: Progress) -> Path:
         wheels = cache / "vllm-wheels"  # beside the environment, so that files are linked
         _make_environment(uv, wheels, progress)
         _try_out(checkpoint, progress)
+        # Pods read it as another user, whatever the umask here and of vLLM's own files.
+        subprocess.run(["chmod", "-R", "a+rX", str(folder())], check=True)
         _marker().write_text(f"{VERSION}\n")
         shutil.rmtree(wheels, ignore_errors=True)
         progress(f"vLLM {VERSION} installed in {time.monotonic() - started:.0f} s: {folder()}")
@@ -200,7 +202,6 @@ def _run(command: Sequence[str], wheels: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        umask=0o022,  # Pods read it as another user
     )
     if done.returncode:
         said = "\n  ".join(done.stderr.strip().splitlines()[-12:])
@@ -316,7 +317,6 @@ def serve(
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            umask=0o022,
         )
     try:
         yield Engine(process, port, log)

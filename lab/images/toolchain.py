@@ -11,7 +11,7 @@ from pathlib import Path
 from lab.images.rootfs import RootFs
 from lab.programs.errors import SetupError
 
-PACKAGES = ("g++", "libnuma1", "libsqlite3-0", "libgomp1")
+PACKAGES = ("g++", "libnuma1", "libsqlite3-0", "libgomp1", "util-linux")  # vLLM asks lscpu
 _NOT_COPIED = re.compile(r"/usr/share/(doc|doc-base|info|lintian|locale|man|bug|gdb)/")
 
 
