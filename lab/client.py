@@ -202,17 +202,25 @@ class Client:
             choice = answer["choices"][0]["message"]
             if not choice.get("content"):
                 raise Failure("no text", json.dumps(answer)[:200])
-            if connection.sock is None:
-                return "unknown"
-            connection.request("GET", "/v1/models")
-            root = str(self._read(connection)["data"][0]["root"])
-            return root.rstrip("/").rpartition("/")[2]
         except TimeoutError as error:
             raise Failure("timeout") from error
         except (OSError, http.client.HTTPException) as error:
             raise Failure("cut", repr(error)) from error
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Failure("malformed", repr(error)) from error
+        return self._revision(connection)
+
+    def _revision(self, connection: http.client.HTTPConnection) -> str:
+        """The commit that the engine at the other end serves; the user's answer is there already."""
+        if connection.sock is None:
+            return "unknown"
+        try:
+            connection.request("GET", "/v1/models")
+            root = str(self._read(connection)["data"][0]["root"])
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            return "unknown"
+        return root.rstrip("/").rpartition("/")[2]
 
     def _read(self, connection: http.client.HTTPConnection) -> dict[str, Any]:
         response = connection.getresponse()

@@ -117,7 +117,10 @@ def play(lab: labs.Lab, engine: str) -> None:
     finally:
         summary = client.stop() if client else None
     assert summary is not None
-    print(f"\nclient: {summary['requests']} requests meanwhile, {summary['failures']} failures")
+    print(
+        f"\nclient: {summary['requests']} requests meanwhile, {summary['failures']} failures "
+        f"({summary['resent']} resent, whose kept-alive connection had been closed)"
+    )
     if summary["failures"] or not summary["requests"]:
         raise DemoFailed(f"the client's requests failed: {json.dumps(summary)}")
     epilogue(model)
