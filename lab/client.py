@@ -211,7 +211,7 @@ class Client:
         return self._revision(connection)
 
     def _revision(self, connection: http.client.HTTPConnection) -> str:
-        """The commit that the engine at the other end serves; the user's answer is there already."""
+        """The commit that the engine at the other end serves. The user has the answer already."""
         if connection.sock is None:
             return "unknown"
         try:
