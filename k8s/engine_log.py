@@ -11,7 +11,8 @@ _ERROR = re.compile(
 )
 # What is said about an error that another line names.
 _ECHO = re.compile(
-    r"See root cause above|Engine core initialization failed|EngineDeadError|"
+    r"See root cause above|See stack trace for root cause|Exception ignored in|"
+    r"Engine core initialization failed|EngineDeadError|"
     r"^\s*File \"|^\s*raise |^Traceback|SystemExit|get_mempolicy"
 )
 # An engine core that is dead while the API server neither listens nor exits.

