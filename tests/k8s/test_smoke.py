@@ -77,7 +77,7 @@ def test_a_good_engine(
     ("change", "why"),
     [
         ({"message": {"content": "L'Étoile, la Marseillaise"}}, "expected 'Paris', given 'L'Éto"),
-        ({"message": {"content": "L'Étoile"}}, "prompt 'What is the capital of France? Answer with one word.'"),
+        ({"message": {"content": "L'Étoile"}}, "prompt 'What is the capital of France"),
         ({"message": {"content": None}}, "7 tokens and no text"),
         ({"message": {"content": None, "reasoning": "Paris"}}, "Raise max_tokens"),
         ({"message": {}}, "no text"),
