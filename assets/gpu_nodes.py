@@ -7,8 +7,14 @@ import dagster as dg
 from assets.partitions import MODELS
 from assets.resources import Cluster, Reports
 from assets.stage import stage
+from catalog import ModelSpec
 from k8s import records, rollout, traffic
 from k8s.gpus import Strategy, choose_strategy, free_gpus
+from k8s.records import PromotionRecord
+from loadtests.verdict import fewest_requests
+
+# The live Pods' end, the benchmark's Pod, KEDA's first look at the candidate: as on the lab.
+PODS_COME_AND_GO_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,19 @@ class GpuPlan:
     strategy: Strategy
     counted: str
     shared: bool
+
+
+def outage_seconds(model: ModelSpec, current: PromotionRecord | None) -> float:
+    """How long nobody answers with strategy `recreate`, if the candidate is good: the live Pods
+    end, the candidate starts as the live one did, and is measured at every rate.
+    """
+    start = current.seconds_to_ready if current else float(model.rollout.start_seconds_min)
+    fewest = fewest_requests(model.slo.attainment)
+    load = sum(
+        max(model.traffic.step_seconds, fewest / rate) + model.traffic.warmup_seconds
+        for rate in {*model.traffic.rates, model.slo.required_rate}
+    )
+    return start + model.rollout.soak_seconds + load + PODS_COME_AND_GO_S
 
 
 @dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"})
@@ -36,12 +55,13 @@ def gpu_nodes(
         serving = traffic.ready_replicas(client, model, live) if live else 0
         budget = free_gpus(client, promotion.cluster, model)
         strategy = choose_strategy(model, budget, serving)
+        current, _ = records.read(client, model)
         if strategy == "recreate" and serving:
             context.log.warning(
-                f"OUTAGE AHEAD: no spare GPU, so {model.name}-{live} is stopped while the "
-                f"candidate is started and tested. If it is refused, {live} is started again."
+                f"OUTAGE AHEAD of about {outage_seconds(model, current):.0f} s: no spare GPU, so "
+                f"{model.name}-{live} is stopped while the candidate is started and tested. If it "
+                f"is refused, {live} is started again."
             )
-        current, _ = records.read(client, model)
         drift = rollout.drift(client, promotion.cluster, current) if current else []
         for change in drift:
             context.log.warning(f"changed since the promotion of {model.name}: {change}")

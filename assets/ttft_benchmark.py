@@ -111,12 +111,18 @@ def write_report(folder: Path, result: Result, record: Mapping[str, Any]) -> Non
 
 
 def verdict(result: Result) -> str:
-    """One line: the verdict and the numbers that decided it."""
+    """One line: the verdict and what decided it."""
+    trusted = result.verdict in ("pass", "fail")
+    return f"{result.verdict}: {numbers(result) if trusted else result.reason}"
+
+
+def numbers(result: Result) -> str:
+    """TTFT, ITL and attainment at the required rate, and λ*."""
     step, slo = result.step_at_required_rate(), result.profile.slo
     if step is None:
-        return f"{result.verdict}: {result.reason}"
+        return result.reason
     return (
-        f"{result.verdict}: TTFT p95 {_ms(step.ttft_ms.p95)} (SLO {slo.ttft_p95_ms:g} ms), "
+        f"TTFT p95 {_ms(step.ttft_ms.p95)} (SLO {slo.ttft_p95_ms:g} ms), "
         f"ITL p95 {_ms(step.itl_ms.p95)} (SLO {slo.itl_p95_ms:g} ms), attainment "
         f"{step.attainment:.1%} at {slo.required_rate:g} req/s; {capacity(result)}"
     )
@@ -226,12 +232,11 @@ def ttft_benchmark(
 def refusal(release: Release, result: Result, folder: Path) -> str:
     """Why this result promotes nobody, and where to look."""
     what = {
-        "fail": "misses its SLO",
-        "invalid": "could not be measured",
-        "inconclusive": "was not shown to keep its SLO",
+        "fail": f"misses its SLO: {numbers(result)}",
+        "invalid": f"could not be measured: {result.reason}",
+        "inconclusive": f"was not shown to keep its SLO: {result.reason}",
     }[result.verdict]
     return (
-        f"{release.model.name} at {release.commit[:12]} {what}. {verdict(result)}. "
-        f"{result.reason}. See {folder / 'report.html'}; the SLO and the load stand in "
-        f"catalog/models/{release.model.name}.yaml."
+        f"{release.model.name} at {release.commit[:12]} {what}. See {folder / 'report.html'}; "
+        f"SLO and load stand in catalog/models/{release.model.name}.yaml."
     )

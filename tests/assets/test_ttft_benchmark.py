@@ -18,6 +18,7 @@ from assets.ttft_benchmark import (
     write_report,
 )
 from catalog.load import catalog
+from catalog.model import Slo, Traffic
 from k8s.gpus import Gpu
 from k8s.manifests import Release
 from k8s.records import PromotionRecord
@@ -31,6 +32,9 @@ ROLLOUT = Rollout("m-green", "m-green-x", "10.0.0.7", "node-1", "sha256:" + "1" 
 SMOKE = SmokeReport(
     (Gpu(0, "NVIDIA-L4", "GPU-1", 23034, 1, "550.1"),), "550.1", 200, "m", "/models", (), 9, ()
 )
+
+SLO = Slo(ttft_p95_ms=500, itl_p95_ms=200, required_rate=4)
+TRAFFIC = Traffic(prompt_tokens=64, output_tokens=16, rates=(4, 12))
 
 
 def release(model: str = "smollm2-135m", **changes: Any) -> Release:
@@ -87,7 +91,7 @@ def result(
         capacity=Capacity(lower=lower, estimate=10.0, upper=upper, at_least=upper is None),
         in_flight_at_capacity=5.0,
         limited_by="the engine",
-        profile=load(),
+        profile=load(release(slo=SLO, traffic=TRAFFIC)),
         started_at="2026-01-01T00:00:00+00:00",
         seconds=30.0,
         server={"version": "0.30.0"},
@@ -130,7 +134,8 @@ def test_the_verdict_has_the_numbers_that_decided() -> None:
 @pytest.mark.parametrize("kind", ["fail", "invalid", "inconclusive"])
 def test_a_refusal_says_why_and_where_to_look(kind: Verdict, tmp_path: Path) -> None:
     text = refusal(release(), result(kind, ttft=900.0), tmp_path)
-    for part in ("smollm2-135m", "cccccccccccc", "900 ms", "report.html", "catalog/models"):
+    decided = "900 ms" if kind == "fail" else f"the SLO at 4 req/s: {kind}"
+    for part in ("smollm2-135m", "cccccccccccc", decided, "report.html", "catalog/models"):
         assert part in text
 
 
