@@ -25,7 +25,7 @@ def hierarchies(mountinfo: str | None = None) -> list[Path]:
 
 
 def make(name: str) -> None:
-    """Makes the group `/name` in every hierarchy."""
+    """Makes the group `/name` in every hierarchy. Raises OSError."""
     for root in hierarchies():
         _pass_controllers_down(root)
         folder = root / name
@@ -43,8 +43,15 @@ def _pass_controllers_down(root: Path) -> None:
     have = set(available.read_text().split())
     passed = set((root / "cgroup.subtree_control").read_text().split())
     missing = [c for c in V2_CONTROLLERS if c in have and c not in passed]
-    if missing:
-        (root / "cgroup.subtree_control").write_text(" ".join(f"+{c}" for c in missing))
+    for controller in missing:
+        try:
+            (root / "cgroup.subtree_control").write_text(f"+{controller}")
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{root} can't pass the controller {controller} down ({error.strerror}); in a "
+                "container, start that with the machine's cgroup namespace (--cgroupns=host)",
+            ) from error
 
 
 def remove(name: str, *, deadline_s: float = 10) -> list[Path]:
