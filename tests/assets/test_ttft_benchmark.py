@@ -86,8 +86,8 @@ def result(
 ) -> Result:
     return Result(
         verdict=verdict,
-        reason=f"the SLO at 6 req/s: {verdict}",
-        steps=(step(6.0, verdict, ttft), step(12.0, "fail", None)),
+        reason=f"the SLO at 4 req/s: {verdict}",
+        steps=(step(4.0, verdict, ttft), step(12.0, "fail", None)),
         capacity=Capacity(lower=lower, estimate=10.0, upper=upper, at_least=upper is None),
         in_flight_at_capacity=5.0,
         limited_by="the engine",
@@ -126,7 +126,7 @@ def test_what_no_benchmark_can_tell_names_the_catalog_file() -> None:
 
 def test_the_verdict_has_the_numbers_that_decided() -> None:
     line = verdict(result())
-    for part in ("pass", "TTFT p95 240 ms (SLO 1000 ms)", "6 req/s", "λ* 10 req/s (8 to 12)"):
+    for part in ("pass", "TTFT p95 240 ms (SLO 500 ms)", "4 req/s", "λ* 10 req/s (8 to 12)"):
         assert part in line
     assert capacity(result(upper=None)) == "λ* at least 10 req/s"
 
