@@ -56,6 +56,7 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
         if result.verdict != "pass":
             raise Refused(refusal(release, result, folder))
         compare(record, result)
+        promotion.say(f"{promotion.decided_by}; at its promotion {baseline(record)}")
         promotion.clear_up()
 
 
@@ -70,6 +71,13 @@ def live_record(promotion: Promotion) -> PromotionRecord:
     for change in rollout.drift(promotion.client, promotion.cluster, record):
         promotion.log.warning(f"changed since its promotion: {change}")
     return record
+
+
+def baseline(record: PromotionRecord) -> str:
+    """The numbers of the promotion, as text."""
+    before = record.benchmark
+    least = before["capacity"]["lower"]
+    return f"TTFT p95 {before['ttft_p95_ms']:.0f} ms, λ* at least {least:g} req/s"
 
 
 def _spare_gpu(promotion: Promotion, record: PromotionRecord) -> None:
