@@ -87,6 +87,7 @@ lab {lab.name!r}: a real one-node Kubernetes; simulated are {simulated}
   kubectl     {lab.kubectl}  (any other will do)
   Prometheus  {lab.prometheus}
   model hub   {lab.hub}
+  a model     kubectl -n llm port-forward service/<model> 8000, once one is promoted
 
 use: export KUBECONFIG={lab.kubeconfig}"""
 
