@@ -1,6 +1,5 @@
 """A real API server, and a cluster resource that holds a model in it as a promotion does."""
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,70 +9,45 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from assets import promotion
 from assets.promotion import Promotion
 from assets.resources import Cluster, Context, Reports
-from catalog import ClusterSpec, ModelSpec
+from catalog import ClusterSpec
 from catalog.load import catalog
 from k8s import manifests
-from k8s.client import Client, connect
-from k8s.errors import AlreadyExists
-from k8s.lease import Lease
-from tests.k8s.conftest import client, kubeconfig, namespace, own_server
+from k8s.client import Client
+from tests.k8s.conftest import client, kubeconfig, name, namespace, node, own_server, server
+from tests.k8s.test_rollout import cluster, model
 
-__all__ = ["client", "kubeconfig", "namespace", "own_server"]
+__all__ = [
+    "client",
+    "cluster",
+    "kubeconfig",
+    "model",
+    "name",
+    "namespace",
+    "node",
+    "own_server",
+    "server",
+]
 
 MODEL = "smollm2-135m"
 TTL_S = 3.0
-SCALED_OBJECTS = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "scaledobjects.keda.sh"},
-    "spec": {
-        "group": "keda.sh",
-        "scope": "Namespaced",
-        "names": {"kind": "ScaledObject", "plural": "scaledobjects", "singular": "scaledobject"},
-        "versions": [
-            {
-                "name": "v1alpha1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "x-kubernetes-preserve-unknown-fields": True,
-                    }
-                },
-            }
-        ],
-    },
-}
 
 
 class BareCluster(Cluster):
-    """The lab's spec in a namespace of the bare API server. Holds the Lease; no preflight, since
-    there is no platform to look at."""
+    """The lab's spec, in a namespace of the bare API server."""
 
     namespace: str
 
     def promotion(self, context: Context) -> Promotion:
         if self._promotion is None:
-            cluster = spec(self.namespace)
-            client = connect(cluster)
-            lease = Lease.acquire(client, f"promotion-{MODEL}", context.run_id, ttl_s=TTL_S)
-            lease.__enter__()
-            self._promotion = Promotion(
-                client, cluster, model(), context.run_id, lease, context.log
+            bare = catalog().cluster("lab").model_copy(update={"namespace": self.namespace})
+            self._promotion = Promotion.begin(
+                bare, catalog().model(MODEL), context.run_id, context.log
             )
         self._promotion.log = context.log
         return self._promotion
-
-
-def model() -> ModelSpec:
-    return catalog().model(MODEL)
-
-
-def spec(namespace: str) -> ClusterSpec:
-    return catalog().cluster("lab").model_copy(update={"namespace": namespace})
 
 
 @dataclass
@@ -104,11 +78,14 @@ class Ran:
 
 
 @pytest.fixture
-def bare(client: Client, namespace: str, tmp_path: Path) -> Callable[[dg.JobDefinition], Ran]:
-    """Runs a job with the resources that stages have."""
-    with contextlib.suppress(AlreadyExists):
-        client.create(SCALED_OBJECTS)
+def bare(
+    client: Client, cluster: ClusterSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dg.JobDefinition], Ran]:
+    """Runs a job with the resources that stages have, on a cluster with nothing of ours in it."""
+    monkeypatch.setattr(promotion, "LEASE_TTL_S", TTL_S)
     client.delete("Lease", f"promotion-{MODEL}")
+    for slot in ("blue", "green"):
+        client.delete("Deployment", f"{MODEL}-{slot}")
 
     def run(job: dg.JobDefinition) -> Ran:
         with dg.DagsterInstance.ephemeral() as instance:
@@ -117,7 +94,7 @@ def bare(client: Client, namespace: str, tmp_path: Path) -> Callable[[dg.JobDefi
                 tags={"dagster/partition": MODEL},
                 raise_on_error=False,
                 resources={
-                    "cluster": BareCluster(name="lab", namespace=namespace),
+                    "cluster": BareCluster(name="lab", namespace=cluster.namespace),
                     "reports": Reports(folder=str(tmp_path)),
                 },
             )

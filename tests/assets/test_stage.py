@@ -13,7 +13,10 @@ import pytest
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
+from catalog import ClusterSpec
+from k8s.client import Client
 from k8s.errors import WaitTimeout
+from k8s.lease import Lease
 from tests.assets.conftest import TTL_S, Ran, candidate
 
 Bare: TypeAlias = Callable[[dg.JobDefinition], Ran]
@@ -173,3 +176,37 @@ def test_a_retry_is_not_the_end(bare: Bare) -> None:
     assert ran.result.success
     assert tries == [0, 1]
     assert [s["outcome"] for s in ran.stages] == ["passed"]
+
+
+def test_what_a_killed_run_left_is_cleared_up_first(bare: Bare) -> None:
+    def killed(promotion: Promotion) -> None:
+        promotion.id, promotion.finished = "killed-run", True
+        candidate(promotion)
+
+    assert bare(job(killed)).replicas("green") == 1
+    assert bare(job(nothing)).replicas("green") == 0
+
+
+def test_a_run_beside_a_live_one_is_refused(bare: Bare, client: Client) -> None:
+    with Lease.acquire(client, "promotion-smollm2-135m", "another-run", ttl_s=TTL_S) as other:
+        ran = bare(job(candidate))
+        message = ran.failure("stage_0").message
+        other.release()
+    assert "another-run" in message
+    assert "kubectl" in message
+    assert client.find("Deployment", "smollm2-135m-green") is None
+
+
+def test_a_killed_run_is_succeeded_when_its_lease_has_expired(bare: Bare, client: Client) -> None:
+    Lease.acquire(client, "promotion-smollm2-135m", "killed-run", ttl_s=TTL_S)  # no heartbeat
+    assert bare(job(nothing)).result.success
+
+
+def test_a_missing_platform_part_is_told_before_anything_is_changed(
+    bare: Bare, client: Client, cluster: ClusterSpec
+) -> None:
+    client.delete("ServiceAccount", "vllm-engine")
+    ran = bare(job(candidate))
+    assert "ServiceAccount vllm-engine is missing" in ran.failure("stage_0").message
+    assert "python -m k8s platform" in ran.failure("stage_0").message
+    assert client.find("Lease", "promotion-smollm2-135m") is None
