@@ -127,17 +127,17 @@ def start(
     state = states() / name
     preflight.check(state)
     hold_name(name).close()
-    sockets = listen(port)
     sweep()
-    mounts = engine_mounts(engine)
-    parts = built_parts(engine, progress)
-    api_port, prometheus_port, hub_port = (s.getsockname()[1] for s in sockets)
     inside = (
         f"{NODE_IP}:{API_PORT}",
         f"{PROMETHEUS_IP}:{PROMETHEUS_PORT}",
         f"{NODE_IP}:{HUB_PORT}",
     )
     with ExitStack() as stack:
+        sockets = [stack.enter_context(listening) for listening in listen(port)]
+        api_port, prometheus_port, hub_port = (s.getsockname()[1] for s in sockets)
+        mounts = engine_mounts(engine)
+        parts = built_parts(engine, progress)
         sandbox = Sandbox.start(name, state, dict(zip(sockets, inside, strict=True)))
         stack.callback(sandbox.stop)
         ready("sandbox")

@@ -1,5 +1,6 @@
 """The bring-up: everything of a lab started inside its sandbox, side by side."""
 
+import http.client
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from lab import model
 from lab.kubernetes import addons, certificates, components, image_store
 from lab.kubernetes.addons import Bringup
 from lab.kubernetes.addresses import HUB_PORT, NODE_IP
-from lab.kubernetes.api import Api, Obj, load
+from lab.kubernetes.api import Api, ApiError, Obj, load
 from lab.kubernetes.sandbox import ROOT, LabError, Sandbox
 
 NAMESPACE = "llm"
@@ -112,6 +113,10 @@ def bring_up(
                 images.imported,
             ]
             first_error(work)
+        except (OSError, http.client.HTTPException, ApiError) as error:
+            abort.set()
+            sandbox.check()  # a program that has ended is the better reason
+            raise LabError(str(error) or repr(error)) from error
         except BaseException:
             abort.set()
             raise
@@ -199,7 +204,10 @@ def serve_hub(
     sandbox: Sandbox, root: Path, url: str, abort: Abort, ready: Callable[[str], None]
 ) -> None:
     """The model hub with the lab's model, as a process of the node; returns when it answers."""
-    model.publish(root, lambda _: None)
+    try:
+        model.publish(root, lambda _: None)
+    except model.ModelError as error:
+        raise LabError(str(error)) from error
     abort.check()
     argv = [sys.executable, "-m", "lab.hub", f"--root={root}"]
     listen = [f"--host={NODE_IP}", f"--port={HUB_PORT}"]
