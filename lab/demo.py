@@ -241,7 +241,7 @@ def environment(lab: labs.Lab, cluster: str) -> dict[str, str]:
 def prepare_home() -> None:
     """An instance of Dagster's own, beside nothing of the user's."""
     HOME.mkdir(exist_ok=True)
-    (HOME / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    (HOME / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
 
 
 def shown(path: Path) -> str:
