@@ -10,6 +10,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= simulator
 LAB ?= lab
+# Most of the tests wait more than they compute, so more of them than cores run side by side.
+FAST := -q -n 4 --dist loadfile tests -m "not lab and not cluster and not vllm" $(if $(KUBECONFIG),--ignore=tests/lab)
 
 help:  ## print the targets
 	grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,12 +22,13 @@ setup:  ## everything that the other targets need: .venv, system packages, the l
 demo: setup  ## three promotions on the lab: one live, one refused, one that moves the traffic (ENGINE=vllm: real vLLM)
 	$(BIN)/python -m lab.demo --engine $(ENGINE) --lab $(LAB)
 
-test: setup  ## all tests: first those without a cluster, then promotions on the lab (or on KUBECONFIG's cluster)
-	$(BIN)/python -m pytest tests --ignore=tests/e2e
-	$(BIN)/python -m pytest tests/e2e
+test:  ## all tests: first those without a cluster, then promotions on the lab (or on KUBECONFIG's cluster)
+	$(PYTHON) -m lab.setup --or-kubeconfig
+	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python -m pytest tests $(if $(KUBECONFIG),-m cluster,-m "lab or cluster or vllm")
 
 test-fast:  ## the tests that need no cluster, in seconds
-	$(BIN)/python -m pytest tests --ignore=tests/e2e -m "not lab and not vllm"
+	$(BIN)/python -m pytest $(FAST)
 
 ui: setup  ## Dagster's UI on the lab, with the demo's history
 	$(BIN)/python -m lab.ui --lab $(LAB)

@@ -11,22 +11,36 @@ import sys
 import time
 from pathlib import Path
 
+from lab import system_packages
+from lab.programs.errors import SetupError
+
 ROOT = Path(__file__).parents[1]
 VENV = ROOT / ".venv"
 LOCKS = (ROOT / "requirements-uv.lock", ROOT / "requirements.lock")
 
 
 def main() -> None:
-    """Make .venv, then become `python -m lab build` in it; exits 1 with a message on failure."""
+    """Make .venv, then become `python -m lab build` in it; exits 1 with a message on failure.
+
+    With --or-kubeconfig and KUBECONFIG set, a cluster is there already: no lab is built.
+    """
+    given = "--or-kubeconfig" in sys.argv[1:] and bool(os.environ.get("KUBECONFIG"))
     if sys.version_info[:2] != (3, 11):
         sys.exit(
             f"set-up: this is Python {sys.version.split()[0]}, the lock file is for 3.11. "
             "Install python3.11 or say where it is: make PYTHON=/path/to/python3.11"
         )
     try:
+        if not given:
+            system_packages.check()
         environment()
+    except SetupError as error:
+        sys.exit(f"set-up: {error}")
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"set-up: .venv could not be made: {error}")
+    if given:
+        print("set-up: KUBECONFIG names a cluster, so no lab is built")
+        return
     python = str(VENV / "bin" / "python")
     os.chdir(ROOT)
     os.execv(python, [python, "-m", "lab", "build"])

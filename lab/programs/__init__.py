@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.kubernetes import keda_manifests
 from lab.programs import keda_cut, prometheus_cut
 from lab.programs.errors import SetupError
 from lab.programs.golang import find_go
@@ -208,6 +207,9 @@ class _Go:
 
 
 def _build(go: _Go, target: Path, progress: Progress) -> None:
+    # PyYAML comes with .venv; what is checked before that is there needs this module too.
+    from lab.kubernetes import keda_manifests
+
     for interrupted in target.parent.glob("*.building"):
         shutil.rmtree(interrupted)
     work = target.with_name(target.name + ".building")
