@@ -5,7 +5,7 @@ through: the passes are on the slot's Deployment in the cluster, not in Dagster.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -14,7 +14,7 @@ from k8s import slots
 from k8s.client import Client, Obj
 from k8s.errors import KubernetesError
 from k8s.manifests import Release, Slot, slot_name
-from k8s.manifests.release import COMMIT, GATE, PROMOTION, SLOTS
+from k8s.manifests.release import GATE, PROMOTION, SLOTS
 
 GATES = ("weights", "smoke", "benchmark", "trigger")
 MANAGER = "vllm-promotion-gates"  # not the rollout's: an apply must not take the passes away
@@ -32,16 +32,6 @@ class GatePass:
     template: str
     at: str
     summary: str
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A candidate with its passed gates."""
-
-    slot: Slot
-    commit: str
-    template_hash: str
-    gates: Mapping[str, GatePass]
 
 
 def pass_gate(
@@ -73,8 +63,8 @@ def clear(client: Client, release: Release, deployment: Obj) -> None:
         client.patch("Deployment", release.name, patch, manager=MANAGER)
 
 
-def require(client: Client, model: ModelSpec, promotion: str, gates: Sequence[str]) -> Candidate:
-    """The candidate of this promotion, if it has passed `gates`. Raises FenceError."""
+def require(client: Client, model: ModelSpec, promotion: str, gates: Sequence[str]) -> None:
+    """Raises FenceError unless the candidate of this promotion has passed all `gates`."""
     for slot in SLOTS:
         deployment = slots.deployment_of(client, model, slot)
         if deployment and slots.annotations(deployment).get(PROMOTION) == promotion:
@@ -85,9 +75,8 @@ def require(client: Client, model: ModelSpec, promotion: str, gates: Sequence[st
             f"{client.namespace}. {_restart(model)}"
         )
     deployment, template = _settled(client, model, slot)
-    passes = {gate: _passed(deployment, model, promotion, template, gate) for gate in gates}
-    commit = slots.annotations(deployment).get(COMMIT, "")
-    return Candidate(slot, commit, template, passes)
+    for gate in gates:
+        _check_pass(deployment, model, promotion, template, gate)
 
 
 def _settled(client: Client, model: ModelSpec, slot: Slot) -> tuple[Obj, str]:
@@ -100,9 +89,9 @@ def _settled(client: Client, model: ModelSpec, slot: Slot) -> tuple[Obj, str]:
     return found
 
 
-def _passed(
+def _check_pass(
     deployment: Obj, model: ModelSpec, promotion: str, template: str, gate: str
-) -> GatePass:
+) -> None:
     where = f"Deployment {deployment['metadata']['name']}"
     text = slots.annotations(deployment).get(GATE + gate)
     if text is None:
@@ -123,7 +112,6 @@ def _passed(
             f"{where} passed gate {gate} with the Pods {passed.template}, but its template is now "
             f"{template}: someone changed it. {_restart(model)}"
         )
-    return passed
 
 
 def _check_promotion(deployment: Obj, model: ModelSpec, promotion: str) -> None:

@@ -1,4 +1,6 @@
-"""The record of what is live, and of what was live before it: a ConfigMap a model."""
+"""The record of what is live, of what was live before it, and of what is about to be: a ConfigMap
+a model.
+"""
 
 from typing import Any
 
@@ -74,27 +76,55 @@ def _parse(model: ModelSpec, data: dict[str, str], key: str) -> PromotionRecord 
     return record
 
 
+def announce(client: Client, record: PromotionRecord) -> None:
+    """Write down, before users are moved, what will then be live: a run that is killed meanwhile
+    leaves enough to tell. Hold the model's Lease.
+    """
+    current, previous = read(client, record.spec)
+    _apply(client, record.spec, current, previous, record)
+
+
+def announced(client: Client, model: ModelSpec) -> PromotionRecord | None:
+    """What was announced and neither became the current record nor was forgotten."""
+    config = client.find("ConfigMap", name(model))
+    return _parse(model, (config or {}).get("data") or {}, "next")
+
+
+def forget(client: Client, model: ModelSpec) -> None:
+    """Users did not move: nothing is announced any more. Hold the model's Lease."""
+    if announced(client, model) is not None:
+        _apply(client, model, *read(client, model), None)
+
+
 def write(client: Client, record: PromotionRecord) -> None:
-    """Make `record` the current one; the current one becomes the previous.
+    """Make `record` the current one; the current one becomes the previous, nothing is announced.
 
     Writing the same promotion again changes the current one only. Hold the model's Lease.
     """
     current, previous = read(client, record.spec)
     if current is not None and current.promotion != record.promotion:
         previous = current
-    data = {"current": record.model_dump_json()}
-    if previous is not None:
-        data["previous"] = previous.model_dump_json()
+    _apply(client, record.spec, record, previous, None)
+
+
+def _apply(
+    client: Client,
+    model: ModelSpec,
+    current: PromotionRecord | None,
+    previous: PromotionRecord | None,
+    announced: PromotionRecord | None,
+) -> None:
+    records = {"current": current, "previous": previous, "next": announced}
     client.apply(
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {
-                "name": name(record.spec),
+                "name": name(model),
                 "namespace": client.namespace,
-                "labels": labels("record", record.spec),
+                "labels": labels("record", model),
             },
-            "data": data,
+            "data": {key: record.model_dump_json() for key, record in records.items() if record},
         },
         # Whoever edited it by hand: the record says what happened, not what one would like.
         force=True,
