@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=sorted(STORY), default="simulator")
     parser.add_argument("--lab", default="lab", help="name of the lab to use or start")
     options = parser.parse_args(argv)
+    end_on_signals()
     started = time.monotonic()
     try:
         with a_lab(options.lab, options.engine) as lab:
@@ -85,6 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(f"\ndemo: as planned, in {time.monotonic() - started:.0f} s.")
     return 0
+
+
+def end_on_signals() -> None:
+    """SIGTERM and a closed terminal end what we started as Ctrl-C does, in the background too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager

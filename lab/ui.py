@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from lab import lab as labs
-from lab.demo import ROOT, a_lab, environment, prepare_home
+from lab.demo import ROOT, a_lab, end_on_signals, environment, prepare_home
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,19 +15,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lab", default="lab", help="name of the lab to use or start")
     parser.add_argument("--port", type=int, default=3000)
     options = parser.parse_args(argv)
+    end_on_signals()
     try:
         with a_lab(options.lab, "simulator") as lab:
             prepare_home()
             print(f"ui: Dagster comes up at http://127.0.0.1:{options.port} (Ctrl-C ends it)")
-            return subprocess.run(
+            process = subprocess.Popen(
                 [
                     str(ROOT / ".venv/bin/dagster"),
                     *("dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(options.port)),
                 ],
                 cwd=ROOT,
                 env=environment(lab, "lab"),
-                check=False,
-            ).returncode
+            )
+            try:
+                return process.wait()
+            finally:
+                process.terminate()
+                process.wait(60)
     except labs.LabError as error:
         print(f"ui: {error}", file=sys.stderr)
         return 1

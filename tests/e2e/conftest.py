@@ -52,12 +52,13 @@ class Target:
     kubeconfig: Path
     cluster: ClusterSpec
     home: Path
+    model_name: str = MODEL
     checkout: Path = ROOT
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelSpec:
-        return catalog().model(MODEL)
+        return catalog().model(self.model_name)
 
     def environment(self) -> dict[str, str]:
         return os.environ | {
@@ -87,13 +88,14 @@ class Target:
         job: str = "promote",
         *,
         revision: str | None = None,
-        partition: str | None = MODEL,
+        partition: str | None = "",
         config: dict[str, Any] | None = None,
     ) -> "subprocess.Popen[str]":
         command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
         command += ["-m", "pipelines.definitions", "-j", job]
         if partition is not None:
-            command += ["--tags", json.dumps({"dagster/partition": partition})]
+            tags = {"dagster/partition": partition or self.model_name}
+            command += ["--tags", json.dumps(tags)]
         if revision is not None:
             config = {"ops": {"model_revision": {"config": {"revision": revision}}}}
         if config is not None:
@@ -121,8 +123,10 @@ class Target:
         folder = folders[0] if folders else None
         return Run(process.returncode, output, time.monotonic() - started, folder)
 
-    def promote(self, revision: str | None = None, **options: Any) -> Run:
-        return self.finish(self.start(revision=revision, **options))
+    def promote(
+        self, revision: str | None = None, deadline_s: float = DEADLINE_S, **options: Any
+    ) -> Run:
+        return self.finish(self.start(revision=revision, **options), deadline_s)
 
     def live_slot(self) -> str | None:
         service = self.get("service", self.model.object_name)
