@@ -3,12 +3,15 @@
 import csv
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from catalog import ClusterSpec, ModelSpec
+from k8s import slots, traffic
 from k8s.client import Client, Obj
 from k8s.errors import KubernetesError
+from k8s.manifests import Slot
 
 Strategy: TypeAlias = Literal["blue_green", "recreate"]
 
@@ -114,23 +117,75 @@ def _mib(cell: str) -> int | None:
     return int(match[1]) if match else None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a candidate comes up beside, or instead of, what is live.
+
+    `live`: the slot that users reach, None for none. `serving`: its ready replicas; with strategy
+    "recreate" they are the outage, and with 0 of them there is none.
+    """
+
+    strategy: Strategy
+    live: Slot | None
+    serving: int
+    budget: GpuBudget
+
+
+def plan(client: Client, cluster: ClusterSpec, model: ModelSpec) -> Plan:
+    """Count the GPUs and choose the strategy, as the cluster is now. Raises NoGpus."""
+    live = traffic.live_slot(client, model)
+    serving, making_room = 0, False
+    pods: list[Obj] = []
+    if live is not None:
+        deployment = slots.deployment_of(client, model, live) or {"spec": {}}
+        pods = slots.pods(client, model, live)
+        serving = traffic.ready_replicas(client, model, live)
+        # One that never gets ready has its GPUs all the same, and is the one to be replaced.
+        making_room = bool(pods or deployment["spec"].get("replicas"))
+    nodes, all_pods = _look(client, cluster, model)
+    budget = _budget(cluster, model, nodes, all_pods)
+    room = None
+    if making_room:
+        theirs = {pod["metadata"]["uid"] for pod in pods}
+        room = _budget(cluster, model, nodes, all_pods, without=theirs)
+    return Plan(choose_strategy(model, budget, serving, room=room), live, serving, budget)
+
+
 def free_gpus(client: Client, cluster: ClusterSpec, model: ModelSpec) -> GpuBudget:
     """Count the GPUs of the model's node pool. Raises NoGpus when it has none at all."""
-    pool = cluster.pool(model)
-    resource = model.gpus.resource
+    return _budget(cluster, model, *_look(client, cluster, model))
+
+
+def _look(client: Client, cluster: ClusterSpec, model: ModelSpec) -> tuple[list[Obj], list[Obj]]:
+    """The nodes of the model's pool, and all Pods."""
+    labels = cluster.pool(model).labels
     nodes = [
         node
-        for node in client.list("Node", labels=pool.labels or None)
-        if pool.labels or resource in _allocatable(node)
+        for node in client.list("Node", labels=labels or None)
+        if labels or model.gpus.resource in _allocatable(node)
     ]
+    return nodes, client.list("Pod", namespace="*")
+
+
+def _budget(
+    cluster: ClusterSpec,
+    model: ModelSpec,
+    nodes: list[Obj],
+    pods: list[Obj],
+    *,
+    without: Collection[str] = (),
+) -> GpuBudget:
+    """The budget, as if the Pods with the uids `without` were gone."""
+    pool = cluster.pool(model)
+    resource = model.gpus.resource
     asked: Counter[str] = Counter()
     pending = 0
-    for pod in client.list("Pod", namespace="*"):
+    for pod in pods:
         gpus = _asked(pod, resource)
         if not gpus or pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
             continue
         # A Pod on its way out frees its GPU within its grace period: the rollout waits for it.
-        if "deletionTimestamp" in pod["metadata"]:
+        if "deletionTimestamp" in pod["metadata"] or pod["metadata"]["uid"] in without:
             continue
         if on := pod["spec"].get("nodeName"):
             asked[on] += gpus
@@ -203,28 +258,37 @@ def _none_at_all(cluster: ClusterSpec, model: ModelSpec, nodes: list[Obj]) -> st
     )
 
 
-def choose_strategy(model: ModelSpec, budget: GpuBudget, live_replicas: int) -> Strategy:
-    """How the candidate comes up. `live_replicas`: ready ones of the live slot, 0 for none.
+def choose_strategy(
+    model: ModelSpec, budget: GpuBudget, serving: int, *, room: GpuBudget | None = None
+) -> Strategy:
+    """How the candidate comes up. `serving`: ready replicas of the live slot, 0 for none. `room`:
+    the budget if the live slot's Pods were gone; None if there is nothing that could make room.
 
-    blue_green wants GPUs for as many replicas as are live, for the candidate takes over the
-    present load. Raises NoGpus where neither strategy is possible.
+    Either strategy wants GPUs for as many replicas as are serving, for the candidate takes over
+    the present load. Raises NoGpus where neither is possible.
     """
     gpus, wanted = model.gpus.count, model.rollout.strategy
-    need = max(model.scaling.min_replicas, live_replicas)
-    fit = budget.replicas(gpus)
+    need = max(model.scaling.min_replicas, serving)
     asks = f"{model.name} needs {need} × {gpus} {budget.resource} for its candidate"
-    if fit >= need and (wanted != "recreate" or not live_replicas):
+    if budget.replicas(gpus) >= need and (wanted != "recreate" or room is None):
         return "blue_green"
-    if not live_replicas:
+    if room is None:
         raise NoGpus(f"{asks}, but {budget.describe()}. Free some, or let the pool grow")
     if wanted == "blue_green":
         raise NoGpus(
             f"{asks} beside the live one, but {budget.describe()}. Free some, let the pool grow, "
             f"or set rollout.strategy: auto in catalog/models/{model.name}.yaml (with an outage)"
         )
-    if budget.pending:
+    if room.replicas(gpus) >= need:
+        return "recreate"
+    if room.pending:
         raise NoGpus(
             f"{asks}, and the live one can't make room: {budget.describe()}, and they would take "
             "what it frees. Wait for them, or remove them"
         )
-    return "recreate"
+    raise NoGpus(
+        f"{asks}, but {budget.describe()}, and without the live one it would be {room.free}, of "
+        f"which {room.replicas(gpus)} × {gpus} can be had. The live one is left as it is. Free "
+        "some, let the pool grow, or correct gpus.count or scaling.min_replicas in "
+        f"catalog/models/{model.name}.yaml"
+    )

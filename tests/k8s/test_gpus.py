@@ -6,6 +6,7 @@ import pytest
 
 from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
+from k8s import manifests, traffic
 from k8s.client import Client
 from k8s.gpus import (
     Gpu,
@@ -15,7 +16,10 @@ from k8s.gpus import (
     choose_strategy,
     free_gpus,
     parse_nvidia_smi,
+    plan,
 )
+from k8s.manifests import Release
+from k8s.manifests.release import engine_selector
 from tests.k8s.simulated_node import SimulatedNode, _call
 
 HEADER = "index, name, uuid, memory.total [MiB], memory.used [MiB], driver_version\n"
@@ -76,14 +80,20 @@ def make_node(
     _call(client, "PATCH", node.name, "status", {"status": status}, kind="nodes")
 
 
-def make_pod(client: Client, name: str, gpus: int, **spec: Any) -> None:
+def make_pod(
+    client: Client, name: str, gpus: int, labels: dict[str, str] | None = None, **spec: Any
+) -> None:
     """`gpus` for an init container and for a container: that is `gpus` in all."""
     limits = {"resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}
     client.create(
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "finalizers": ["test.local/keep"]},
+            "metadata": {
+                "name": name,
+                "finalizers": ["test.local/keep"],
+                "labels": labels or {},
+            },
             "spec": {
                 "containers": [{"name": "c", "image": "i", **limits}],
                 "initContainers": [{"name": "i", "image": "i", **limits}],
@@ -130,7 +140,7 @@ def test_o22_a_time_sliced_gpu_is_one(
         budget = free_gpus(client, cluster, MODEL)
         assert budget.free == 0
         assert "shared" in budget.describe()
-        assert choose_strategy(MODEL, budget, live_replicas=1) == "recreate"
+        assert choose_strategy(MODEL, budget, 1, room=b) == "recreate"
     finally:
         client.patch("Pod", name, {"metadata": {"finalizers": None}})
         client.delete("Pod", name)
@@ -175,30 +185,98 @@ def with_strategy(strategy: str) -> ModelSpec:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "free", "live", "chosen"),
+    ("wanted", "free", "serving", "room", "chosen"),
     [
-        ("auto", 1, 1, "blue_green"),
-        ("auto", 0, 1, "recreate"),
-        ("auto", 1, 2, "recreate"),  # one GPU can't take over the load of two
-        ("auto", 2, 2, "blue_green"),
-        ("auto", 1, 0, "blue_green"),
-        ("recreate", 2, 1, "recreate"),
-        ("recreate", 2, 0, "blue_green"),  # nothing has to make room
-        ("blue_green", 1, 1, "blue_green"),
+        ("auto", 1, 1, 2, "blue_green"),
+        ("auto", 0, 1, 1, "recreate"),
+        ("auto", 1, 2, 2, "recreate"),  # one GPU can't take over the load of two
+        ("auto", 2, 2, 2, "blue_green"),
+        ("auto", 1, 0, None, "blue_green"),
+        ("auto", 0, 0, 1, "recreate"),  # live, but it never gets ready
+        ("recreate", 1, 1, 2, "recreate"),
+        ("recreate", 2, 0, None, "blue_green"),  # nothing has to make room
+        ("blue_green", 1, 1, 2, "blue_green"),
     ],
 )
-def test_strategy(wanted: str, free: int, live: int, chosen: str) -> None:
-    assert choose_strategy(with_strategy(wanted), budget(free), live) == chosen
+def test_strategy(wanted: str, free: int, serving: int, room: int | None, chosen: str) -> None:
+    without_live = None if room is None else budget(room)
+    model = with_strategy(wanted)
+    assert choose_strategy(model, budget(free), serving, room=without_live) == chosen
 
 
 @pytest.mark.parametrize(
-    ("wanted", "free", "pending", "live", "why"),
+    ("wanted", "free", "pending", "room", "why"),
     [
-        ("auto", 0, 0, 0, "0 of 2 nvidia.com/gpu free"),
+        ("auto", 0, 0, None, "0 of 2 nvidia.com/gpu free"),
         ("blue_green", 0, 0, 1, "rollout.strategy: auto"),
         ("auto", 1, 1, 1, "they would take what it frees"),
+        ("auto", 0, 0, 0, "The live one is left as it is"),
+        ("recreate", 0, 0, 0, "The live one is left as it is"),
     ],
 )
-def test_no_strategy(wanted: str, free: int, pending: int, live: int, why: str) -> None:
+def test_no_strategy(wanted: str, free: int, pending: int, room: int | None, why: str) -> None:
+    without_live = None if room is None else budget(room, pending)
     with pytest.raises(NoGpus, match=why):
-        choose_strategy(with_strategy(wanted), budget(free, pending), live)
+        choose_strategy(with_strategy(wanted), budget(free, pending), 1, room=without_live)
+
+
+# What is live
+
+
+@pytest.fixture
+def live(client: Client, cluster: ClusterSpec, name: str) -> Release:
+    """The live slot: a Service that selects it, and a Deployment without Pods."""
+    model = MODEL.model_copy(update={"name": name})
+    here = cluster.model_copy(update={"namespace": client.namespace})
+    release = Release(model, here, "a" * 40, "blue", "run-0", 60)
+    client.apply(manifests.deployment(release))
+    client.scale("Deployment", release.name, 0)
+    traffic.apply_service(client, model, here, "blue")
+    return release
+
+
+@pytest.mark.parametrize(
+    ("wants", "chosen"),
+    [(1, "recreate"), (2, None)],  # one GPU is the live one's, the other somebody else's
+)
+def test_only_what_the_live_pods_have_can_be_freed(
+    client: Client, node: SimulatedNode, live: Release, wants: int, chosen: str | None
+) -> None:
+    make_node(client, node, {"nvidia.com/gpu": "2"})
+    model = live.model.model_copy(
+        update={"gpus": live.model.gpus.model_copy(update={"count": wants})}
+    )
+    pool = live.cluster.node_pools[0].model_copy(update={"gpus": 2})
+    cluster = live.cluster.model_copy(update={"node_pools": (pool,)})
+    pods = [f"{live.name}-pod", f"{live.name}-other"]
+    make_pod(client, pods[0], 1, engine_selector(model, "blue"), nodeName=node.name)
+    make_pod(client, pods[1], 1, nodeName=node.name)
+    try:
+        if chosen is None:
+            with pytest.raises(NoGpus, match="without the live one it would be 1"):
+                plan(client, cluster, model)
+        else:
+            # It never got ready: still it has the GPU, and is what is to be replaced.
+            found = plan(client, cluster, model)
+            assert (found.strategy, found.live, found.serving) == (chosen, "blue", 0)
+            assert found.budget.free == 0
+    finally:
+        for pod in pods:
+            client.patch("Pod", pod, {"metadata": {"finalizers": None}})
+            client.delete("Pod", pod)
+
+
+def test_a_live_slot_scaled_to_0_makes_no_room(
+    client: Client, node: SimulatedNode, live: Release
+) -> None:
+    make_node(client, node, {"nvidia.com/gpu": "1"})
+    make_pod(client, live.name, 1, nodeName=node.name)
+    try:
+        with pytest.raises(NoGpus, match="Free some, or let the pool grow"):
+            plan(client, live.cluster, live.model)
+        client.scale("Deployment", live.name, 1)  # it wants a Pod, and would get the next GPU
+        with pytest.raises(NoGpus, match="The live one is left as it is"):
+            plan(client, live.cluster, live.model)
+    finally:
+        client.patch("Pod", live.name, {"metadata": {"finalizers": None}})
+        client.delete("Pod", live.name)
