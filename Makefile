@@ -31,7 +31,7 @@ test-fast:  ## the tests that need no cluster, in seconds
 	$(BIN)/python -m pytest $(FAST)
 
 ui: setup  ## Dagster's UI on the lab, with the demo's history
-	$(BIN)/python -m lab.ui --lab $(LAB)
+	$(BIN)/python -m lab.ui --engine $(ENGINE) --lab $(LAB)
 
 lab: setup  ## a lab in the foreground: prints the kubeconfig and addresses (LAB=name for a second one)
 	$(BIN)/python -m lab up --name $(LAB) --engine $(ENGINE)

@@ -6,11 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from lab import lab as labs
 from lab import model
 from lab.programs.errors import SetupError
+
+ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +92,10 @@ lab {lab.name!r}: a real one-node Kubernetes; simulated are {simulated}
   model hub   {lab.hub}
   a model     kubectl -n llm port-forward service/<model> 8000, once one is promoted
 
-use: export KUBECONFIG={lab.kubeconfig}"""
+look at it:        export KUBECONFIG={lab.kubeconfig}
+promote to it:     eval "$(.venv/bin/python -m lab env --name {lab.name})"
+                   dagster job execute -m pipelines.definitions -j promote \\
+                       --tags '{{"dagster/partition": "{labs.MODELS[lab.engine]}"}}'"""
 
 
 def status() -> None:
@@ -102,7 +108,8 @@ def status() -> None:
 
 
 def settings(name: str) -> None:
-    """Shell settings for the running lab. Raises LabError if there is none."""
+    """Shell settings to promote to the running lab, with the pipeline's own account and this
+    checkout's programs. Raises LabError if there is none."""
     lab = labs.find(name)
     if lab is None:
         raise labs.LabError(
@@ -110,7 +117,8 @@ def settings(name: str) -> None:
         )
     print(f"export KUBECONFIG={lab.promoter_kubeconfig}")
     print(f"export PROMOTION_CLUSTER={labs.CLUSTERS[lab.engine]}")
-    print(f"export PATH={lab.kubectl.parent}:$PATH")
+    print(f"export DAGSTER_HOME=${{DAGSTER_HOME:-{ROOT / '.demo'}}}")
+    print(f"export PATH={ROOT / '.venv/bin'}:{lab.kubectl.parent}:$PATH")
 
 
 def _print(line: str) -> None:

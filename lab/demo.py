@@ -60,8 +60,6 @@ STORY = {
         ),
     ),
 }
-MODEL = {"simulator": "smollm2-135m", "vllm": "smollm2-135m-cpu"}
-CLUSTER = {"simulator": "lab", "vllm": "lab-vllm"}
 
 
 class DemoFailed(Exception):
@@ -100,25 +98,36 @@ def a_lab(name: str, engine: str) -> Iterator[labs.Lab]:
     """The running lab of that name, or one of our own that ends with us."""
     running = labs.find(name)
     if running is not None:
-        print(f"demo: uses the lab {name!r} that is running")
+        if running.engine != engine:
+            raise labs.LabError(
+                f"the lab {name!r} that is running has the engine {running.engine!r}, not "
+                f"{engine!r}: end it, or name another one (make … LAB=other)"
+            )
+        print(f"uses the lab {name!r} that is running")
         yield running
         return
-    print("demo: starts a lab (a real one-node Kubernetes in namespaces of its own)")
+    print("starts a lab (a real one-node Kubernetes in namespaces of its own)")
     with labs.start(name, engine=engine) as lab:
         yield lab
 
 
 def play(lab: labs.Lab, engine: str) -> None:
     """Every act in turn, under a client that runs from the first promotion to the end."""
-    model = catalog().model(MODEL[engine])
-    cluster = catalog().cluster(CLUSTER[engine])
+    model = catalog().model(labs.MODELS[engine])
+    cluster = catalog().cluster(labs.CLUSTERS[engine])
     print(f"demo: simulated here: {', '.join(cluster.simulated)}; everything else is real")
     client: TrafficClient | None = None
+    live = ""
     try:
         for number, act in enumerate(STORY[engine], 1):
             print(f"\n== {number}. Promote {act.title}: {model.name} at {act.revision}")
             run = promote(lab, model, cluster.name, act.revision)
             check(act, run)
+            live = run.commit if act.live else live
+            now = live_commit(lab, cluster.namespace, model)
+            if now != live:
+                raise DemoFailed(f"{live[:12]} should be live now, but {now[:12] or 'nothing'} is")
+            print(f"   live now: {now[:12]}")
             if client is None:
                 client = TrafficClient.start(lab, cluster.namespace, model)
             client.check_alive()
@@ -127,7 +136,8 @@ def play(lab: labs.Lab, engine: str) -> None:
     assert summary is not None
     print(
         f"\nclient: {summary['requests']} requests meanwhile, {summary['failures']} failures "
-        f"({summary['resent']} resent, whose kept-alive connection had been closed)"
+        f"({summary['resent']} resent, whose kept-alive connection had been closed); answered by "
+        + ", ".join(f"{commit[:12]}: {n}" for commit, n in summary["revisions"].items())
     )
     if summary["failures"] or not summary["requests"]:
         raise DemoFailed(f"the client's requests failed: {json.dumps(summary)}")
@@ -139,6 +149,7 @@ class Run:
     """A promotion that ended: `dagster job execute`'s exit status and what each stage left."""
 
     status: int
+    commit: str  # what the revision was resolved to; "" if it did not come to that
     stages: list[dict[str, Any]]
     log: Path
 
@@ -173,10 +184,29 @@ def promote(lab: labs.Lab, model: ModelSpec, cluster: str, revision: str) -> Run
             raise
     print(f"   exit status {process.returncode} after {time.monotonic() - started:.0f} s")
     print(f"   log: {shown(log)}")
-    for report in (f / "report.html" for f in set(reports.glob("*")) - before):
-        if report.exists():
-            print(f"   report: {shown(report)}")
-    return Run(process.returncode, stages, log)
+    commit = ""
+    for folder in set(reports.glob("*")) - before:
+        if (folder / "report.html").exists():
+            print(f"   report: {shown(folder / 'report.html')}")
+        if (folder / "model_revision.json").exists():
+            commit = str(json.loads((folder / "model_revision.json").read_text())["commit"])
+    return Run(process.returncode, commit, stages, log)
+
+
+def live_commit(lab: labs.Lab, namespace: str, model: ModelSpec) -> str:
+    """The commit behind the model's Service, as the cluster says; "" if nothing is live."""
+
+    def get(what: str, path: str) -> str:
+        command = [str(lab.kubectl), f"--kubeconfig={lab.kubeconfig}", "-n", namespace, "get"]
+        command += [what, "--ignore-not-found", "-o", f"jsonpath={{{path}}}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        if done.returncode:
+            raise DemoFailed(f"kubectl get {what}: {done.stderr.strip()}")
+        return done.stdout
+
+    slot = get(f"service/{model.object_name}", r".spec.selector.vllm-promotion\.io/slot")
+    deployment = f"deployment/{model.object_name}-{slot}"
+    return get(deployment, r".metadata.annotations.vllm-promotion\.io/commit") if slot else ""
 
 
 def follow(

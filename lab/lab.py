@@ -34,9 +34,21 @@ from lab.kubernetes.sandbox import (
 )
 from lab.programs.errors import SetupError
 
-__all__ = ["CLUSTERS", "ENGINES", "Lab", "LabError", "build", "find", "running", "start"]
+__all__ = [
+    "CLUSTERS",
+    "ENGINES",
+    "MODELS",
+    "Lab",
+    "LabError",
+    "build",
+    "find",
+    "running",
+    "start",
+]
 
 ENGINES = tuple(CLUSTERS)
+# The model of the catalog that fits each engine here.
+MODELS = {"simulator": "smollm2-135m", "vllm": "smollm2-135m-cpu"}
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dagster dev` in the foreground, on the running lab or one of its own."""
     parser = argparse.ArgumentParser(prog="python -m lab.ui", description=__doc__)
     parser.add_argument("--lab", default="lab", help="name of the lab to use or start")
+    parser.add_argument("--engine", choices=labs.ENGINES, default="simulator")
     parser.add_argument("--port", type=int, default=3000)
     options = parser.parse_args(argv)
     end_on_signals()
     try:
-        with a_lab(options.lab, "simulator") as lab:
+        with a_lab(options.lab, options.engine) as lab:
             prepare_home()
             print(f"ui: Dagster comes up at http://127.0.0.1:{options.port} (Ctrl-C ends it)")
             process = subprocess.Popen(
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     *("dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(options.port)),
                 ],
                 cwd=ROOT,
-                env=environment(lab, "lab"),
+                env=environment(lab, labs.CLUSTERS[lab.engine]),
             )
             try:
                 return process.wait()
