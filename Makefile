@@ -49,5 +49,7 @@ quality:  ## ruff, the strict type checker and the import order, changing nothin
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-lock:  ## resolve pyproject.toml's dependencies anew into requirements.lock
-	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+lock:  ## resolve the dependencies anew into requirements.lock and images/requirements.lock
+	UV="$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --python-version 3.11"
+	$$UV --extra dev pyproject.toml -o requirements.lock
+	$$UV -c <(grep -oE '^[a-z0-9.-]+==[^ ]+' requirements.lock) --no-annotate images/requirements.in -o images/requirements.lock
