@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from catalog.cluster import ClusterSpec
 from catalog.model import ModelSpec
-from catalog.spec import Spec
+from catalog.spec import Misfit, Spec
 
 HERE = Path(__file__).parent
 
@@ -155,7 +155,8 @@ def _mistakes(
 ) -> list[str]:
     out = []
     for detail in error.errors(include_url=False):
-        place: Place = tuple(detail["loc"])
+        cause = detail.get("ctx", {}).get("error")
+        place: Place = (*detail["loc"], *(cause.place if isinstance(cause, Misfit) else ()))
         at = place
         while at not in lines:
             at = at[:-1]
@@ -198,7 +199,8 @@ def _cross_check(
     owners: dict[str, str] = {}
     pools = {pool.name for cluster in clusters.values() for pool in cluster.node_pools}
     for model in models.values():
-        shown = _shown(folder / "models" / f"{model.name}.yaml")
+        path = folder / "models" / f"{model.name}.yaml"
+        shown = _shown(path)
         if model.object_name in owners:
             errors.append(
                 f"{shown}:1: name: gives the same object name {model.object_name!r} as "
@@ -206,8 +208,9 @@ def _cross_check(
             )
         owners[model.object_name] = model.name
         if model.node_pool is not None and model.node_pool not in pools:
+            line = _lines(yaml.compose(path.read_text(encoding="utf-8"))).get(("node_pool",), 1)
             errors.append(
-                f"{shown}:1: node_pool: no cluster has a node pool {model.node_pool!r}; "
+                f"{shown}:{line}: node_pool: no cluster has a node pool {model.node_pool!r}; "
                 f"there are: {', '.join(sorted(pools))}"
             )
     return errors

@@ -5,12 +5,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from catalog.spec import HubRepo, ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
+from catalog.spec import HubRepo, Misfit, ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
 
 # Set by the pipeline itself, from the fields named beside them: never in `args`.
 RESERVED_ARGS = {
     "--model": "repo",
     "--served-model-name": "served_name",
+    "--tokenizer": "repo",
     "--revision": "revision",
     "--tokenizer-revision": "revision",
     "--tensor-parallel-size": "gpus.count",
@@ -19,6 +20,7 @@ RESERVED_ARGS = {
     "--host": "nothing: the Pod listens on all its addresses",
     "--shutdown-timeout": "rollout.drain_seconds",
     "--api-key": "nothing: engines with a key are not supported yet",
+    "--config": "nothing: its content would escape these checks, write it as args",
 }
 
 
@@ -26,7 +28,8 @@ class Gpus(Spec):
     """GPUs of one replica. `products`: allowed values of the node label nvidia.com/gpu.product."""
 
     count: Annotated[int, Field(ge=1, le=8)]
-    resource: str = "nvidia.com/gpu"
+    # An extended resource: cpu or memory here would start a Pod without a GPU.
+    resource: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[\w.-]+$")] = "nvidia.com/gpu"
     products: tuple[str, ...] = ()
     # Refuses a GPU that is too small before the engine runs out of memory on it.
     min_memory_mib: PositiveInt | None = None
@@ -63,7 +66,7 @@ class Traffic(Spec):
 
     arrival: Literal["poisson", "constant", "gamma"] = "poisson"
     gamma_shape: PositiveFloat = 1.0
-    prompt_tokens: PositiveInt
+    prompt_tokens: Annotated[int, Field(ge=4)]  # fewer can't be unique
     output_tokens: PositiveInt
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     step_seconds: PositiveFloat = 60.0
@@ -100,8 +103,8 @@ class Scaling(Spec):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})"
+            raise Misfit(
+                f"{self.min_replicas} is above max_replicas ({self.max_replicas})", "min_replicas"
             )
         return self
 
@@ -123,7 +126,10 @@ class RolloutPolicy(Spec):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.start_seconds_min > self.start_seconds_max:
-            raise ValueError("start_seconds_min is above start_seconds_max")
+            raise Misfit(
+                f"{self.start_seconds_min} is above start_seconds_max ({self.start_seconds_max})",
+                "start_seconds_min",
+            )
         return self
 
 
@@ -167,10 +173,12 @@ class ModelSpec(Spec):
     @field_validator("args")
     @classmethod
     def _not_reserved(cls, args: tuple[str, ...]) -> tuple[str, ...]:
-        for arg in args:
-            flag = arg.partition("=")[0]
-            if flag in RESERVED_ARGS:
-                raise ValueError(f"{flag} is set by the pipeline, from {RESERVED_ARGS[flag]}")
+        for place, arg in enumerate(args):
+            # vLLM takes --a_b for --a-b, and the start of a flag for the whole.
+            start = arg.partition("=")[0].replace("_", "-")
+            flag = next((f for f in RESERVED_ARGS if start[:1] == "-" and f.startswith(start)), "")
+            if flag:
+                raise Misfit(f"{flag} is set by the pipeline, from {RESERVED_ARGS[flag]}", place)
         return args
 
     @field_validator("env")
@@ -182,10 +190,34 @@ class ModelSpec(Spec):
         return env
 
     @model_validator(mode="after")
-    def _ladder_reaches_slo(self) -> Self:
-        if self.slo.required_rate > self.traffic.rates[-1]:
-            raise ValueError(
-                f"slo.required_rate ({self.slo.required_rate}) is above the last of "
-                f"traffic.rates ({self.traffic.rates[-1]}), so it would never be measured"
+    def _measurable(self) -> Self:
+        """What the benchmark would refuse, or never measure, once the candidate is up."""
+        traffic, slo = self.traffic, self.slo
+        if slo.required_rate > traffic.rates[-1]:
+            raise Misfit(
+                f"{slo.required_rate:g} is above the last of traffic.rates "
+                f"({traffic.rates[-1]:g}), so it would never be measured",
+                "slo",
+                "required_rate",
+            )
+        if traffic.timeout_seconds * 1e3 <= slo.ttft_p95_ms:
+            raise Misfit(
+                f"{traffic.timeout_seconds:g} s must be above slo.ttft_p95_ms "
+                f"({slo.ttft_p95_ms:g} ms), or a slow answer can't be told from none",
+                "traffic",
+                "timeout_seconds",
+            )
+        length, limit = traffic.prompt_tokens + traffic.output_tokens, self._max_model_len()
+        if limit is not None and length > limit:
+            raise Misfit(
+                f"with output_tokens these are {length} tokens, --max-model-len allows {limit}",
+                "traffic",
+                "prompt_tokens",
             )
         return self
+
+    def _max_model_len(self) -> int | None:
+        """By `args`, where it is a number there: vLLM also takes auto, 8k (8000), 8K (8192)."""
+        pattern = r"--max[-_]model[-_]len[= ](\d+)([kK]?)(?!\S)"
+        found = re.findall(pattern, " ".join(self.args))
+        return int(found[-1][0]) * {"": 1, "k": 1000, "K": 1024}[found[-1][1]] if found else None

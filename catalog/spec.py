@@ -1,14 +1,23 @@
 """The base of every spec, and the field types that specs share."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 
 class Spec(BaseModel):
-    """Frozen, strict (no "1" for 1), and closed: an unknown field is an error."""
+    """Frozen, strict (no "1" for 1), finite, and closed: an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Misfit(ValueError):
+    """A value that others don't fit. `place` leads to it from where the validator stands."""
+
+    def __init__(self, message: str, *place: str | int) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 # RFC 1123 label, at most 40 characters: slot and hash suffixes must still fit into 63.
@@ -22,10 +31,10 @@ PositiveFloat = Annotated[float, Field(gt=0, strict=False)]
 
 
 def _is_quantity(value: str) -> str:
-    import re
-
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", value):
-        raise ValueError(f"{value!r} is no Kubernetes quantity, write e.g. '500m', '4' or '24Gi'")
+    if not re.fullmatch(r"(?=.*[1-9])[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", value):
+        raise ValueError(
+            f"{value!r} is no Kubernetes quantity above 0, write e.g. '500m', '4' or '24Gi'"
+        )
     return value
 
 

@@ -52,20 +52,71 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         ("  cpu: 100m", "  cpu: lots", "resources.cpu: 'lots' is no Kubernetes quantity"),
         ("@sha256:8a69", "-8a69", "has no digest; pin it"),
         ("--dtype=bfloat16", "--model=x", "--model is set by the pipeline, from repo"),
-        ("required_rate: 6", "required_rate: 40", "slo.required_rate (40.0) is above the last"),
+        ("required_rate: 6", "required_rate: 40", "slo.required_rate: 40 is above the last"),
         ("rates: [6, 10, 16]", "rates: [10, 6, 16]", "the ladder must ascend"),
         ("max_replicas: 2", "max_replicas: 0", "scaling.max_replicas"),
-        ("min_replicas: 1", "min_replicas: 3", "min_replicas (3) is above max_replicas (2)"),
-        ("  growth: 0.02", "  growth: 0.02\n  growth: 1", "'growth' stands here twice"),
+        ("min_replicas: 1", "min_replicas: 3", "min_replicas: 3 is above max_replicas (2)"),
+        ("start_seconds_min: 60", "start_seconds_min: 601", "601 is above start_seconds_max (600)"),
+        ("  memory: 512Mi", "  memory: '0'", "resources.memory: '0' is no Kubernetes quantity"),
+        ("growth: 0.02", "growth: .inf", "scaling.growth: Input should be a finite number"),
+        ("prompt_tokens: 64", "prompt_tokens: 2", "traffic.prompt_tokens: Input should be greater"),
+        ("timeout_seconds: 20", "timeout_seconds: 0.5", "traffic.timeout_seconds: 0.5 s must be"),
+        ("prompt_tokens: 64", "prompt_tokens: 2033", "2049 tokens, --max-model-len allows 2048"),
+        ("  growth: 0.02", "  max_replicas: 2", "'max_replicas' stands here twice"),
         ("smoke:", "smoke: [}", "is not valid YAML"),
         ("revision: main", "name: x\nrevision: main", "name: is taken from the file's name"),
     ],
 )
 def test_a_mistake_in_a_model_is_named(folder: Path, old: str, new: str, expected: str) -> None:
-    edit(folder, "models/smollm2-135m.yaml", old, new)
+    line = edit(folder, "models/smollm2-135m.yaml", old, new)
     message = refusal(folder)
-    assert "models/smollm2-135m.yaml:" in message
+    assert f"models/smollm2-135m.yaml:{line}: " in message
     assert expected in message
+
+
+@pytest.mark.parametrize("resource", ["cpu", "memory", '""', "gpu", "nvidia.com/"])
+def test_gpus_resource_must_be_an_extended_one(folder: Path, resource: str) -> None:
+    old, new = "  count: 1\n", f"  count: 1\n  resource: {resource}\n"
+    line = edit(folder, "models/smollm2-135m.yaml", old, new) + 1
+    assert f"models/smollm2-135m.yaml:{line}: gpus.resource: " in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        ("[--enforce-eager, --tensor_parallel_size=4]", "--tensor-parallel-size"),
+        ("[--enforce-eager, --tensor-par, '4']", "--tensor-parallel-size"),
+        ("[--enforce-eager, -t, '4']", "-tp"),
+        ("[--enforce-eager, -tp=4]", "-tp"),
+        ("[--enforce-eager, --config, /tmp/a.yaml]", "--config"),
+    ],
+)
+def test_a_reserved_flag_is_known_however_vllm_takes_it(folder: Path, args: str, flag: str) -> None:
+    old = "args:\n  - --dtype=bfloat16\n  - --max-model-len=2048\n"
+    line = edit(folder, "models/smollm2-135m.yaml", old, f"args: {args}\n")
+    expected = f"smollm2-135m.yaml:{line}: args.1: {flag} is set by the pipeline, from "
+    assert expected in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "fits"),
+    [
+        ("[--max-model-len=80]", True),
+        ("[--max_model_len=79]", False),
+        ("[--max-model-len, '79', --enforce-eager]", False),
+        ("[--max-model-len=1k]", True),
+        ("[--max-model-len=auto]", True),
+        ("[--max-model-len=8192, --max-model-len=79]", False),
+        ("[--tokenizer-mode=auto, --model-impl=auto]", True),
+    ],
+)
+def test_the_load_must_fit_into_the_context(folder: Path, args: str, fits: bool) -> None:
+    edit(folder, "models/smollm2-135m.yaml", "args:\n  - --dtype=bfloat16\n", f"args: {args}\n")
+    edit(folder, "models/smollm2-135m.yaml", "  - --max-model-len=2048\n", "")
+    if fits:
+        load_catalog(folder)
+    else:
+        assert "traffic.prompt_tokens: with output_tokens these are 80 tokens" in refusal(folder)
 
 
 def test_a_missing_field_is_named(folder: Path) -> None:
@@ -99,8 +150,9 @@ def test_two_models_may_not_share_object_names(folder: Path) -> None:
 
 
 def test_a_node_pool_that_no_cluster_has_is_named(folder: Path) -> None:
-    edit(folder, "models/llama-3.1-8b-instruct.yaml", "node_pool: gpu-24g", "node_pool: gpu-80g")
-    assert "no cluster has a node pool 'gpu-80g'" in refusal(folder)
+    file = "models/llama-3.1-8b-instruct.yaml"
+    line = edit(folder, file, "node_pool: gpu-24g", "node_pool: gpu-80g")
+    assert f"{file}:{line}: node_pool: no cluster has a node pool 'gpu-80g'" in refusal(folder)
 
 
 def test_a_model_on_a_cluster_without_its_pool_is_refused_with_the_reason() -> None:
