@@ -3,6 +3,7 @@
 `python -m lab.client URL MODEL [--rate 5]` sends small chat completions at a steady rate whatever
 the server does, every other one on a connection of its own, the rest on connections that are kept
 alive. It prints one JSON object a second and, on SIGTERM, SIGINT or at --seconds, a summary.
+With `--stream N` it asks for one streamed answer of N tokens instead, and says how that arrived.
 Needs nothing but Python: it runs in a Pod (client_pod.py).
 
 A request is a failure if it gets no connection, no answer in time, a status other than 200, or an
@@ -48,6 +49,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._began = time.monotonic()
         self.requests = 0
         self.resent = 0
         self.failures: Counter[str] = Counter()
@@ -94,27 +96,29 @@ class Tally:
                 "first_failure": self.first_failure,
                 "revisions": dict(self.revisions),
                 "resent": self.resent,
+                "seconds": round(time.monotonic() - self._began, 1),
             }
 
 
 class Client:
-    """Asks one server for chat completions."""
+    """Asks one server for chat completions of at most `max_tokens`."""
 
-    def __init__(self, url: str, model: str, timeout_s: float, tally: Tally) -> None:
+    def __init__(
+        self, url: str, model: str, timeout_s: float, tally: Tally, max_tokens: int = 8
+    ) -> None:
         parts = urlsplit(url)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or 80
         self._timeout_s = timeout_s
         self._tally = tally
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
-        self._body = json.dumps(
-            {
-                "model": model,
-                "messages": [{"role": "user", "content": QUESTION}],
-                "max_tokens": 8,
-                "temperature": 0,
-            }
-        )
+        self._question = {
+            "model": model,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        self._body = json.dumps(self._question)
 
     def ask(self, keep: bool) -> None:
         """One request, on a kept-alive connection or on its own, and its place in the tally."""
@@ -124,6 +128,39 @@ class Client:
             self._tally.failed(failure)
         except Exception as error:  # the tally must account for every request
             self._tally.failed(Failure("client", repr(error)))
+
+    def stream(self) -> dict[str, Any]:
+        """One streamed answer of exactly max_tokens, and when (Unix time) it began and ended.
+
+        `whole` if all its tokens and the end of the stream arrived; else `failure` says what
+        was missing.
+        """
+        question = self._question | {
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "ignore_eos": True,
+        }
+        told: dict[str, Any] = {"event": "stream", "began": time.time(), "tokens": 0}
+        connection = self._connect()
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", json.dumps(question), headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise Failure(f"status {response.status}", response.read(200).decode())
+            last = b""
+            for line in response:  # a cut just ends it
+                last = line.strip() or last
+                if last.startswith(b"data: {") and line.strip():
+                    usage = json.loads(last[6:]).get("usage") or {}
+                    told["tokens"] = usage.get("completion_tokens", told["tokens"])
+            if last != b"data: [DONE]" or told["tokens"] != question["max_tokens"]:
+                raise Failure("incomplete", last[:200].decode(errors="replace"))
+        except (Failure, OSError, http.client.HTTPException, ValueError) as error:
+            told["failure"] = f"{type(error).__name__}: {error}"
+        finally:
+            connection.close()
+        return told | {"ended": time.time(), "whole": "failure" not in told}
 
     def _fresh(self) -> str:
         connection = self._connect()
@@ -255,12 +292,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=5.0, help="requests a second")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds for one answer")
     parser.add_argument("--seconds", type=float, help="how long; without it until SIGTERM")
+    parser.add_argument("--max-tokens", type=int, default=8, help="of an answer")
+    parser.add_argument("--stream", type=int, metavar="N", help="one streamed answer of N tokens")
     options = parser.parse_args(argv)
+    tally = Tally()
+    if options.stream:
+        told = Client(options.url, options.model, options.timeout, tally, options.stream).stream()
+        print(json.dumps(told), flush=True)
+        return 0 if told["whole"] else 1
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    tally = Tally()
-    client = Client(options.url, options.model, options.timeout, tally)
+    client = Client(options.url, options.model, options.timeout, tally, options.max_tokens)
     threading.Thread(target=report, args=(tally, stop), daemon=True).start()
     if options.seconds is not None:
         timer = threading.Timer(options.seconds, stop.set)

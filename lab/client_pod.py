@@ -24,14 +24,15 @@ class TrafficClient:
 
     lab: Lab
     namespace: str
+    model: ModelSpec
 
     @classmethod
-    def start(cls, lab: Lab, namespace: str, model: ModelSpec) -> "TrafficClient":
+    def start(cls, lab: Lab, namespace: str, model: ModelSpec, *options: str) -> "TrafficClient":
         """Starts it against the model's Service, in place of one that an earlier run left, and
-        returns when it has had its first answers. Raises LabError."""
-        client = cls(lab, namespace)
+        returns when it has had its first answers. `options` are client.py's. Raises LabError."""
+        client = cls(lab, namespace, model)
         client.kubectl("delete", "pod", NAME, "--ignore-not-found", "--grace-period=0", "--force")
-        client.kubectl("apply", "-f", "-", stdin=json.dumps(pod(namespace, model)))
+        client.kubectl("apply", "-f", "-", stdin=json.dumps(pod(namespace, model, *options)))
         end = time.monotonic() + START_SECONDS
         while not any(line["requests"] for line in client.lines()):
             if time.monotonic() > end:
@@ -47,6 +48,14 @@ class TrafficClient:
             raise LabError(
                 f"the client Pod is {phase or 'gone'}: {self.kubectl('logs', NAME)[-800:]}"
             )
+
+    def stream(self, tokens: int) -> "subprocess.Popen[str]":
+        """Asks beside that for one streamed answer, from the same Pod. The process ends when it
+        has arrived or broken off, and prints what Client.stream returns."""
+        command = client_command(self.namespace, self.model, "--stream", str(tokens))
+        return subprocess.Popen(
+            self._argv("exec", NAME, "--", *command), stdout=subprocess.PIPE, text=True
+        )
 
     def stop(self) -> dict[str, Any]:
         """Ends the Pod and returns its summary. Raises LabError."""
@@ -85,17 +94,18 @@ class TrafficClient:
         return [str(self.lab.kubectl), config, "-n", self.namespace, *arguments]
 
 
-def pod(namespace: str, model: ModelSpec) -> Obj:
+def pod(namespace: str, model: ModelSpec, *options: str) -> Obj:
     """The Pod for a model's Service."""
     (made,) = load(MANIFEST.read_text())
-    values = {
-        "{url}": f"http://{model.object_name}.{namespace}.svc:{PORT}",
-        "{model}": model.served_name,
-    }
-    container = made["spec"]["containers"][0]
-    container["command"] = [values.get(word, word) for word in container["command"]]
+    made["spec"]["containers"][0]["command"] = client_command(namespace, model, *options)
     made["metadata"]["namespace"] = namespace
     return made
+
+
+def client_command(namespace: str, model: ModelSpec, *options: str) -> list[str]:
+    """client.py for a model's Service."""
+    url = f"http://{model.object_name}.{namespace}.svc:{PORT}"
+    return ["python", "-m", "lab.client", url, model.served_name, *options]
 
 
 def _parse(text: str) -> list[dict[str, Any]]:

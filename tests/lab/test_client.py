@@ -213,8 +213,52 @@ def test_sigterm_ends_it_with_a_summary_and_status(serve: Callable[..., Server])
     assert {line["event"] for line in seconds} == {"second"}
 
 
+def streaming(tokens: int, done: bool = True) -> Answer:
+    """A stream of so many tokens; cut before its last event if not `done`."""
+
+    def answer(handler: BaseHTTPRequestHandler, _: int) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        events = [{"choices": [{"delta": {"content": " x"}}]}] * tokens
+        lines = [json.dumps(event) for event in events]
+        lines += [json.dumps({"choices": [], "usage": {"completion_tokens": tokens}})]
+        lines += ["[DONE]"] if done else []
+        for line in lines:
+            frame = f"data: {line}\n\n".encode()
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(frame), frame))
+        handler.wfile.write(b"0\r\n\r\n" if done else b"")
+        handler.close_connection = True
+        return True
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (streaming(40), None),
+        (streaming(39), "incomplete"),
+        (streaming(40, done=False), "incomplete"),
+        (half, "incomplete"),
+        (status_503, "status 503"),
+    ],
+    ids=["whole", "a token less", "cut at its end", "cut", "refused"],
+)
+def test_a_stream_is_whole_or_its_failure_is_told(
+    serve: Callable[..., Server],
+    capsys: pytest.CaptureFixture[str],
+    answer: Answer,
+    failure: str | None,
+) -> None:
+    status = main([serve(answer).url, "m", "--stream", "40"])
+    told = json.loads(capsys.readouterr().out)
+    assert (status, told["whole"]) == ((1, False) if failure else (0, True))
+    assert (failure or "") in told.get("failure", "")
+    assert told["began"] <= told["ended"]
+
+
 def test_the_pod_asks_the_models_service() -> None:
     model = catalog().model("smollm2-135m")
-    made = pod("llm", model)
+    made = pod("llm", model, "--rate", "50")
     command = made["spec"]["containers"][0]["command"]
-    assert command[-2:] == [f"http://{model.object_name}.llm.svc:8000", model.served_name]
+    url = f"http://{model.object_name}.llm.svc:8000"
+    assert command == ["python", "-m", "lab.client", url, model.served_name, "--rate", "50"]
