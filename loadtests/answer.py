@@ -36,6 +36,7 @@ class Row:
     `error` is the kind of miss, None for a good answer: connect, timeout, reset, bad_http,
     http_<status>, not_streamed, error_event, closed_early (the body was cut off), no_done,
     bad_json, wrong_model, given_up (finish_reason abort or error), empty (no text at all).
+    `first_byte` is that of the response, its head included.
     `first_content` is the first non-empty content or tool call. `chunks`: those with tokens;
     `chunk_ns` are their times after `scheduled`, `chunk_tokens` the tokens that each brought.
     `usage`: the engine said how many tokens it made; without it each chunk counts as one.
@@ -117,7 +118,7 @@ def read_answer(exchange: Exchange, rate: float, repeat: int, model: str) -> Row
         scheduled=exchange.scheduled,
         sent=exchange.sent,
         connected=exchange.connected,
-        first_byte=response.pieces[0][0] if response.pieces else None,
+        first_byte=response.first_byte,
         first_role=stream.first_role,
         first_reasoning=stream.first_reasoning,
         first_content=stream.first_content,

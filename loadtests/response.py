@@ -9,11 +9,25 @@ class BadResponse(Exception):
 
 
 class Response:
-    """Fed with bytes as they arrive. `pieces`: (time, bytes of the body), framing removed."""
+    """Fed with bytes as they arrive. `pieces`: (time, bytes of the body), framing removed.
 
-    __slots__ = ("_chunked", "_ending", "_left", "_rest", "done", "headers", "pieces", "status")
+    `first_byte`: the time of the first read, which is that of the status line.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_ending",
+        "_left",
+        "_rest",
+        "done",
+        "first_byte",
+        "headers",
+        "pieces",
+        "status",
+    )
 
     def __init__(self) -> None:
+        self.first_byte: int | None = None
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.pieces: list[tuple[int, bytes]] = []
@@ -29,6 +43,8 @@ class Response:
         Raises BadResponse.
         """
         if self.status is None:
+            if self.first_byte is None:
+                self.first_byte = now
             data = self._head(self._rest + data)
             if self.status is None:
                 return False

@@ -260,15 +260,18 @@ def limited_by(steps: Sequence[Step]) -> str:
     )
 
 
-def prefix_hits(
-    first: Sample | None, last: Sample | None, template_tokens: float, requests: int
-) -> str:
+def prefix_hits(first: Sample, last: Sample, template_tokens: float, requests: int) -> str:
     """Why the prefix cache falsifies the run; empty if it doesn't.
 
+    An engine without these metrics may have answered all from its cache: that falsifies it too.
     The chat template's own `template_tokens` are shared by all prompts and may hit.
     """
-    if first is None or last is None:
-        return ""
+    for metric in ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"):
+        if metric not in first.values.keys() & last.values.keys():
+            return (
+                f"the engine's /metrics has no {metric} of this model, so nothing shows that the "
+                "prefix cache answered none of the prompts"
+            )
     asked = last["prefix_cache_queries_total"] - first["prefix_cache_queries_total"]
     hits = last["prefix_cache_hits_total"] - first["prefix_cache_hits_total"]
     if hits - template_tokens * requests > PREFIX_HITS_MOST * max(asked, 1):

@@ -56,7 +56,7 @@ def test_completions_stream() -> None:
 def test_role_first_is_no_token() -> None:
     row = read(delta(0, role="assistant", content=""), delta(1, content="a"), DONE)
     assert row.first_role == 10 * MS
-    assert row.first_byte == 10 * MS
+    assert row.first_byte == 5 * MS  # with the head
     assert row.ttft_ms == 20
     assert row.chunks == 1
 

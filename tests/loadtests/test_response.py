@@ -41,6 +41,15 @@ def test_each_piece_has_the_time_of_its_read() -> None:
     assert response.pieces == [(20, b"first"), (30, b"se"), (40, b"cond")]
 
 
+def test_first_byte_is_that_of_the_head() -> None:
+    response = Response()
+    assert response.first_byte is None
+    response.feed(10, CHUNKED[:3])
+    response.feed(20, CHUNKED[3:])
+    response.feed(30, chunked(b"body"))
+    assert response.first_byte == 10
+
+
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_content_length(size: int) -> None:
     response, end = feed(b"HTTP/1.1 503 Oops\r\ncontent-length: 4\r\n\r\nbusy", size)

@@ -271,6 +271,16 @@ def test_prefix_cache_hits_spoil_the_run() -> None:
     assert prefix_hits(before, many, 40, 100) == ""
 
 
+@pytest.mark.parametrize("metric", ["prefix_cache_queries_total", "prefix_cache_hits_total"])
+def test_without_the_prefix_metrics_the_run_is_spoiled(metric: str) -> None:
+    counts = {"prefix_cache_queries_total": 0.0, "prefix_cache_hits_total": 0.0}
+    whole = sample(0, **counts)
+    less = sample(9, **{name: count for name, count in counts.items() if name != metric})
+    assert prefix_hits(whole, whole, 0, 100) == ""
+    assert f"no vllm:{metric} of this model" in prefix_hits(whole, less, 0, 100)
+    assert f"no vllm:{metric} of this model" in prefix_hits(less, whole, 0, 100)
+
+
 def test_restart_shows_in_the_counters() -> None:
     def counts(*values: float) -> list[Sample]:
         return [sample(i, generation_tokens_total=value) for i, value in enumerate(values)]
