@@ -49,7 +49,8 @@ quality:  ## ruff, the strict type checker and the import order, changing nothin
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-lock:  ## resolve the dependencies anew into requirements.lock and images/requirements.lock
+lock:  ## resolve the dependencies anew into the lock files
 	UV="$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --python-version 3.11"
 	$$UV --extra dev pyproject.toml -o requirements.lock
 	$$UV -c <(grep -oE '^[a-z0-9.-]+==[^ ]+' requirements.lock) --no-annotate images/requirements.in -o images/requirements.lock
+	$$UV --override requirements-vllm.override requirements-vllm.in -o requirements-vllm.lock
