@@ -255,7 +255,9 @@ def _whose(hub: Hub) -> str:
 
 
 def _page(hub: Hub, place: Place) -> str:
-    return f"https://{hub.host}/{place.repo}"
+    parts = urlsplit(hub.endpoint)
+    address = f"{hub.host}:{parts.port}" if parts.port else hub.host  # without user and password
+    return f"{parts.scheme}://{address}{parts.path}/{place.repo}"
 
 
 def _first_line(error: BaseException) -> str:
