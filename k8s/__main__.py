@@ -8,6 +8,7 @@ platform  print what an admin applies once, for kubectl apply --server-side -f -
 
 import argparse
 import difflib
+import os
 import re
 import sys
 
@@ -21,12 +22,16 @@ from k8s.errors import KubernetesError
 from k8s.manifests import Release, Slot, Thresholds
 from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
 from k8s.manifests.release import COMMIT, PROMOTION
+from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
 from k8s.records import PromotionRecord
 
-KINDS = ("Deployment", "PodDisruptionBudget", "Service", "ScaledObject", "Job")
+KINDS = ("Deployment", "PodDisruptionBudget", "Service", "ScaledObject")
+# Not what is live: they are of one promotion.
+RENDERED_KINDS = (*KINDS, "Job", "ConfigMap")
 UNKNOWN_COMMIT = "0" * 40
-# The benchmark measures the real one.
-UNKNOWN_THRESHOLDS = Thresholds(in_flight=1, waiting=1, headroom=1.0, lead_seconds=60.0)
+# The benchmark stage makes the real ones, from the catalog and the candidate's address.
+EXAMPLE_PROFILE = '{"example": "the benchmark stage writes the load profile here"}'
+EXAMPLE_BENCHMARK_SECONDS = 600
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,14 +51,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("render", "diff", "platform"):
         command = commands.add_parser(name)
-        command.add_argument("--cluster", default="lab", help="in catalog/clusters (default: lab)")
+        command.add_argument(
+            "--cluster",
+            default=os.environ.get("PROMOTION_CLUSTER", "lab"),
+            help="in catalog/clusters (default: PROMOTION_CLUSTER, else lab)",
+        )
         if name == "platform":
             continue
         command.add_argument("model", help="in catalog/models")
         command.add_argument(
             "--commit", type=str.lower, help="40 hex digits (default: what is live, or zeros)"
         )
-        command.add_argument("--kind", choices=KINDS, help="this one only")
+        kinds = RENDERED_KINDS if name == "render" else KINDS
+        command.add_argument("--kind", choices=kinds, help="this one only")
         if name == "render":
             command.add_argument("--slot", choices=("blue", "green"), default="blue")
     return parser
@@ -69,10 +79,16 @@ def _run(args: argparse.Namespace) -> int:
         raise CatalogError(f"--commit {args.commit}: write its 40 hex digits")
     if args.command == "render":
         release = _release(model, cluster, args.slot, args.commit, None)
-        print("# threshold and minReplicaCount come from the benchmark and the load: examples.")
+        print(
+            "# Examples: thresholds (the benchmark gives them), minReplicaCount (the load does), "
+            "the benchmark's profile and deadline."
+        )
         objects = _objects(release, None)
         objects.append(manifests.resolve_job(model, cluster, model.revision, release.promotion))
         objects.append(manifests.download_job(model, cluster, release.commit, release.promotion))
+        objects += manifests.benchmark_job(
+            release, EXAMPLE_PROFILE, deadline_s=EXAMPLE_BENCHMARK_SECONDS
+        )
         print(to_yaml([obj for obj in objects if args.kind in (None, obj["kind"])]), end="")
         return 0
     client = connect(cluster)
@@ -86,6 +102,8 @@ def _run(args: argparse.Namespace) -> int:
         for obj in _objects(_release(model, cluster, slot, args.commit, live), current)
         if args.kind in (None, obj["kind"]) and (current or obj["kind"] != "ScaledObject")
     ]
+    if not objects:
+        return 2
     text = difference(client, objects)
     print(text, end="")
     return 1 if text else 0
@@ -110,7 +128,7 @@ def _release(
 
 
 def _objects(release: Release, current: PromotionRecord | None) -> list[Obj]:
-    thresholds = Thresholds(**current.thresholds) if current else UNKNOWN_THRESHOLDS
+    thresholds = Thresholds(**current.thresholds) if current else EXAMPLE_THRESHOLDS
     return [
         manifests.deployment(release),
         manifests.pdb(release),

@@ -45,6 +45,14 @@ class Client:
         self.namespace = namespace
         self._budget_s = budget_s
 
+    def within(self, budget_s: float) -> "Client":
+        """The same, but no request is tried for longer than `budget_s`.
+
+        For writes under a Lease: one that is still being tried when the Lease has passed to
+        someone else would undo what they did.
+        """
+        return Client(self.transport, self.namespace, budget_s)
+
     def get(self, kind: str, name: str, *, namespace: str | None = None) -> Obj:
         """The object. Raises NotFound."""
         return self._call("get", "GET", kind, name, namespace)

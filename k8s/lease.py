@@ -25,7 +25,7 @@ class Lease:
     def __init__(self, client: Client, name: str, holder: str, ttl_s: float) -> None:
         self._taken_by_others: str | None = None
         # A renewal that hangs on a half-open connection must leave time for the next one.
-        self._client = Client(client.transport, client.namespace, budget_s=max(1.0, ttl_s / 3))
+        self._client = client.within(max(1.0, ttl_s / 3))
         self._name = name
         self._holder = holder
         self._ttl_s = ttl_s

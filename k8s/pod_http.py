@@ -15,7 +15,7 @@ from typing import Any
 import websocket
 
 from k8s.client import Client
-from k8s.errors import HttpStatus, PodUnreachable, Unreachable
+from k8s.errors import HttpStatus, Invalid, NotFound, PodUnreachable, Unreachable
 from k8s.kinds import kind_of
 from k8s.transport import Backoff, Request
 
@@ -33,7 +33,8 @@ def pod_connection(
     """An HTTP connection to the port of the Pod; for one thread at a time.
 
     `timeout_s`: for the opening, and for each wait for bytes. Raises PodUnreachable, also for
-    what happens in the block: nothing listens, the Pod ends, no answer in time.
+    what happens in the block: nothing listens, the Pod ends, no answer in time; and for a Pod
+    that is gone or has no node.
     """
     what = f"Pod {namespace or client.namespace}/{pod} port {port}"
     forward = _open(client, pod, port, timeout_s, namespace, what)
@@ -152,6 +153,8 @@ def _open(
         except Unreachable as error:
             if not backoff.sleep(deadline, error.retry_after_s):
                 raise PodUnreachable(f"{what}: {error}") from error
+        except (NotFound, Invalid) as error:
+            raise PodUnreachable(f"{what}: {error}", code=error.code) from error
 
 
 class _Forward:

@@ -256,7 +256,15 @@ def _check_deadline(watched: Watched, pod: Obj | None, now: float) -> None:
                 f"last state: {watched.said}. Look at the node pool, and at the image's size",
                 last_state=watched.said,
             )
-    elif pod is not None and now - watched.engine_since > budget + SLACK_SECONDS:
+    elif now - watched.engine_since > budget + SLACK_SECONDS:
+        if pod is None:
+            raise WaitTimeout(
+                f"{watched.release.name}: not ready {budget} s after its engine started, and its "
+                f"Pod is gone; last state: {watched.said}. Was it scaled to 0, or evicted? See: "
+                f"kubectl -n {watched.client.namespace} describe deployment "
+                f"{watched.release.name}",
+                last_state=watched.said,
+            )
         words = engine_log.last_words(_tail(watched, pod, ENGINE))
         raise WaitTimeout(
             f"Pod {pod['metadata']['name']}: not ready {budget} s after its engine started; its "

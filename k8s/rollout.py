@@ -3,14 +3,13 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
-from catalog import ClusterSpec, ModelSpec
+from catalog import ClusterSpec, ModelSpec, PoolError
 from k8s import fence, keda, manifests, readiness, records, slots, traffic
 from k8s.client import Client, Obj
-from k8s.errors import ConditionFailed, Conflict, KubernetesError, NotFound
+from k8s.errors import ConditionFailed, Conflict, Invalid, KubernetesError, NotFound
 from k8s.gpus import Strategy
 from k8s.manifests import Release, Slot, Thresholds, slot_name
 from k8s.manifests.platform import ENGINES
@@ -23,6 +22,7 @@ from k8s.manifests.release import (
     STANDING_ASIDE,
     other_slot,
 )
+from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
 from k8s.records import PromotionRecord
 
 Progress = Callable[[str], None]
@@ -92,8 +92,8 @@ def refuse_conflicts(client: Client, release: Release) -> None:
             "not made by this pipeline and is left as it is: rename it, or rename the model"
         )
     traffic.apply_service(client, release.model, release.cluster, release.slot, dry_run=True)
-    thresholds = Thresholds(in_flight=1, waiting=1, headroom=1.0, lead_seconds=60.0)
-    for obj in (rendered, manifests.pdb(release), manifests.scaled_object(release, thresholds, 1)):
+    scaled = manifests.scaled_object(release, EXAMPLE_THRESHOLDS, 1)
+    for obj in (rendered, manifests.pdb(release), scaled):
         try:
             client.apply(obj, dry_run=True)
         except Conflict as error:
@@ -171,11 +171,17 @@ def _stand_aside(
     """Scale the live slot to 0. How to bring it back is written down first."""
     name = slot_name(model, live)
     deployment = client.get("Deployment", name)
-    if STANDING_ASIDE not in slots.annotations(deployment):
-        replicas = max(1, int(deployment["spec"].get("replicas", 1)))
-        note = json.dumps({"promotion": promotion, "replicas": replicas})
-        client.patch("Deployment", name, {"metadata": {"annotations": {STANDING_ASIDE: note}}})
-    progress(f"OUTAGE of {model.name} begins: {name} makes room for the candidate")
+    serving = int(deployment.get("status", {}).get("readyReplicas", 0))
+    # A note that is there already says more than the Deployment, which may be at 0 by now.
+    before = slots.standing_aside(deployment) or slots.StandingAside(
+        promotion, max(1, int(deployment["spec"].get("replicas", 1))), serving
+    )
+    note = json.dumps(asdict(replace(before, promotion=promotion)))
+    client.patch("Deployment", name, {"metadata": {"annotations": {STANDING_ASIDE: note}}})
+    if serving:
+        progress(f"OUTAGE of {model.name} begins: {name} makes room for the candidate")
+    else:
+        progress(f"{name}, which has no ready Pod, makes room for the candidate")
     keda.pause(client, model, live, 0)
     client.scale("Deployment", name, 0)
 
@@ -187,7 +193,7 @@ def abandon(
     client: Client, model: ModelSpec, promotion: str, *, progress: Progress = lambda _: None
 ) -> list[str]:
     """Take away what `promotion` brought up, unless it is live, and bring a live slot back that
-    made room for it. Returns what was done.
+    made room for just this promotion. Returns what was done.
 
     Idempotent. Does all that it can, then raises KubernetesError with what failed.
     """
@@ -198,7 +204,7 @@ def abandon(
         if slot != live:
             todo.try_(partial(_end_slot, client, model, slot, lambda of: of == promotion))
     if live is not None:
-        todo.try_(lambda: _bring_back(client, model, live, progress))
+        todo.try_(lambda: _bring_back(client, model, live, lambda of: of == promotion, progress))
     return todo.finish()
 
 
@@ -219,7 +225,7 @@ def reap(
             todo.try_(partial(_end_slot, client, model, slot, lambda of: of != promotion))
     before = len(todo.done)
     if live is not None:
-        todo.try_(lambda: _bring_back(client, model, live, progress))
+        todo.try_(lambda: _bring_back(client, model, live, lambda _: True, progress))
         if len(todo.done) > before:
             _wait_for_live(client, model, live, progress)
     return todo.finish()
@@ -285,14 +291,15 @@ def _end_slot(
     return [f"Deployment {name} of promotion {of} scaled to 0"]
 
 
-def _bring_back(client: Client, model: ModelSpec, live: Slot, progress: Progress) -> list[str]:
+def _bring_back(
+    client: Client, model: ModelSpec, live: Slot, whose: Callable[[str], bool], progress: Progress
+) -> list[str]:
     """Undo _stand_aside. Raises AutoscalingNotProven if KEDA doesn't take over again."""
     deployment = slots.deployment_of(client, model, live)
-    note = slots.annotations(deployment).get(STANDING_ASIDE) if deployment else None
-    if deployment is None or note is None:
+    aside = slots.standing_aside(deployment)
+    if deployment is None or aside is None or not whose(aside.promotion):
         return []
-    name = slot_name(model, live)
-    replicas = int(json.loads(note)["replicas"])
+    name, replicas = slot_name(model, live), aside.replicas
     keda.unpause(client, model, live)
     if not deployment["spec"].get("replicas"):
         client.scale("Deployment", name, replicas)
@@ -325,8 +332,7 @@ def _refuse_lost_service(client: Client, model: ModelSpec, live: Slot | None) ->
         raise ConditionFailed(
             f"the record says that slot {current.slot} of {model.name} is live, and it runs, but "
             f"Service {model.object_name} is gone or selects no slot. Restore it: "
-            f"python -m k8s render {model.name} --slot {current.slot} --kind Service | "
-            "kubectl apply --server-side --field-manager=vllm-promotion -f -"
+            + traffic.service_command(model, current.cluster, current.slot)
         )
 
 
@@ -335,7 +341,8 @@ def _refuse_lost_service(client: Client, model: ModelSpec, live: Slot | None) ->
 
 def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list[str]:
     """What someone changed on the live slot since `record`: one sentence each, by field and
-    manager where the API server knows them.
+    manager where the API server knows them. Also what of the record's spec this cluster doesn't
+    take any more (a node pool that was renamed).
     """
     release = Release(
         record.spec, cluster, record.commit, record.slot, record.promotion, record.startup_seconds
@@ -347,11 +354,12 @@ def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list
     found = []
     thresholds = Thresholds(**record.thresholds)
     minimum = record.spec.scaling.min_replicas
-    rendered: list[dict[str, Any]] = [
-        manifests.deployment(release),
-        manifests.service(record.spec, cluster, record.slot),
-        manifests.scaled_object(release, thresholds, minimum),
-    ]
+    rendered: list[Obj] = [manifests.service(record.spec, cluster, record.slot)]
+    try:
+        rendered.append(manifests.deployment(release))
+        rendered.append(manifests.scaled_object(release, thresholds, minimum))
+    except PoolError as error:
+        found.append(f"Deployment {release.name} could not be promoted again: {error}")
     for obj in rendered:
         try:
             client.apply(obj, dry_run=True)
@@ -360,6 +368,8 @@ def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list
                 f"{obj['kind']} {obj['metadata']['name']}: {field} was set by {manager}"
                 for field, manager in error.fields.items()
             ] or [f"{obj['kind']} {obj['metadata']['name']}: {error}"]
+        except Invalid as error:
+            found.append(f"{obj['kind']} {obj['metadata']['name']} could not be applied: {error}")
     if template != record.template_hash:
         found.append(
             f"Deployment {release.name}: its Pods are {template}, those promoted were "

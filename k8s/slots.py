@@ -1,10 +1,12 @@
 """The two slots of a model as the cluster has them now."""
 
+import json
 import time
+from dataclasses import dataclass
 
 from catalog import ModelSpec
 from k8s.client import Client
-from k8s.manifests.release import Obj, Slot, engine_selector, slot_name
+from k8s.manifests.release import STANDING_ASIDE, Obj, Slot, engine_selector, slot_name
 
 REVISION = "deployment.kubernetes.io/revision"
 TEMPLATE_HASH = "pod-template-hash"
@@ -14,6 +16,30 @@ SETTLE_SECONDS = 20.0
 def annotations(obj: Obj) -> dict[str, str]:
     """The annotations of an object, {} for none."""
     return obj["metadata"].get("annotations") or {}
+
+
+@dataclass(frozen=True)
+class StandingAside:
+    """The note on a live slot that made room: for which promotion, how many replicas it had, and
+    how many of them were ready, so serving.
+    """
+
+    promotion: str
+    replicas: int
+    serving: int
+
+
+def standing_aside(deployment: Obj | None) -> StandingAside | None:
+    """The note on this Deployment, or None. One that can't be read stands for one replica."""
+    text = annotations(deployment).get(STANDING_ASIDE) if deployment else None
+    if text is None:
+        return None
+    try:
+        note = json.loads(text)
+        replicas, serving = int(note["replicas"]), int(note.get("serving", 0))
+        return StandingAside(str(note["promotion"]), max(1, replicas), serving)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return StandingAside("", 1, 0)
 
 
 def template_hash(client: Client, model: ModelSpec, slot: Slot, deployment: Obj) -> str | None:

@@ -259,10 +259,17 @@ def _advanced(
     answers: list[Answer],
     failures: list[str],
 ) -> int:
-    """Tokens by which the counters advanced: at least those that the answers say."""
-    wanted = (sum(a.prompt_tokens for a in answers), sum(a.tokens for a in answers))
-    if before is None or not wanted[1]:
+    """Tokens by which the counters advanced: at least those that the answers say.
+
+    Without usage in the answers, too: there is no text without a token.
+    """
+    answered = [answer for answer in answers if answer.text or answer.tokens]
+    if before is None or not answered:
         return 0
+    wanted = (
+        max(1, sum(answer.prompt_tokens for answer in answers)),
+        max(1, sum(answer.tokens for answer in answers)),
+    )
     deadline = time.monotonic() + COUNTERS_S
     while True:
         after = _tokens(engine, failures)
@@ -274,7 +281,8 @@ def _advanced(
         if time.monotonic() > deadline:
             failures.append(
                 f"/metrics: the counters advanced by {moved[0]:g} prompt and {moved[1]:g} "
-                f"generated tokens, the answers used {wanted[0]} and {wanted[1]}: who answered?"
+                f"generated tokens, the answers used {wanted[0]} and {wanted[1]} "
+                "or more: who answered?"
             )
             return int(moved[0] + moved[1])
         time.sleep(0.5)

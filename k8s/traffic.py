@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from catalog import ClusterSpec, ModelSpec
 from k8s import keda, manifests, pod_http, prometheus, slots
 from k8s.client import Client, Obj
-from k8s.errors import ConditionFailed, Conflict, HttpStatus, PodUnreachable, WaitTimeout
+from k8s.errors import (
+    ConditionFailed,
+    Conflict,
+    HttpStatus,
+    LeaseLost,
+    PodUnreachable,
+    WaitTimeout,
+)
 from k8s.manifests import Slot
 from k8s.manifests.release import PORT, SLOT, SLOTS, STANDING_ASIDE, other_slot, slot_name
 from k8s.manifests.scaling import RUNNING, WAITING
@@ -56,12 +63,16 @@ def switch(
     slot: Slot,
     *,
     progress: Progress = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Move users to `slot`; returns when the Service's endpoints are its ready Pods only.
 
     The old slot goes on serving what reaches it: kept-alive connections stay with its Pods until
-    drain(). When the endpoints don't come right, users are moved back. Raises ConditionFailed if
-    the slot has no ready Pod, Conflict if someone else owns the Service's selector, WaitTimeout.
+    drain(). When the endpoints don't come right, users are moved back. `check` is called before
+    the move and at each look at the endpoints; when it (or `progress`) raises LeaseLost, the
+    model is another run's, and nothing is moved back. Give a client whose writes can't outlive
+    the Lease (Client.within). Raises ConditionFailed if the slot has no ready Pod, Conflict if
+    someone else owns the Service's selector, WaitTimeout.
     """
     if not ready_replicas(client, model, slot):
         raise ConditionFailed(
@@ -69,9 +80,12 @@ def switch(
         )
     before = live_slot(client, model)
     progress(f"Service {model.object_name}: from slot {before} to {slot}")
+    check()
     apply_service(client, model, cluster, slot)
     try:
-        _wait_for_endpoints(client, model, slot, progress)
+        _wait_for_endpoints(client, model, slot, progress, check)
+    except LeaseLost:
+        raise
     except BaseException:
         if before is not None and before != slot:
             apply_service(client, model, cluster, before)
@@ -85,19 +99,36 @@ def apply_service(
     try:
         client.apply(manifests.service(model, cluster, slot), dry_run=dry_run)
     except Conflict as error:
+        live = live_slot(client, model)
+        # Nobody knows whom a Service without a slot leads to: taking it over would cut them off.
+        hand_over = (
+            f", or hand it over as it is: {service_command(model, cluster.name, live, force=True)}"
+            if live
+            else ", or rename the model"
+        )
         raise Conflict(
             f"Service {model.object_name} is managed by someone else ({error}). Rename or delete "
-            "that Service, or hand it over: kubectl apply --server-side --force-conflicts "
-            "--field-manager=vllm-promotion with the output of `python -m k8s render "
-            f"{model.name}`",
+            f"that Service{hand_over}",
             fields=error.fields,
         ) from None
 
 
-def _wait_for_endpoints(client: Client, model: ModelSpec, slot: Slot, progress: Progress) -> None:
+def service_command(model: ModelSpec, cluster: str, slot: Slot, *, force: bool = False) -> str:
+    """What a person types to get the Service of the slot, and nothing else."""
+    return (
+        f"python -m k8s render {model.name} --cluster {cluster} --slot {slot} --kind Service | "
+        f"kubectl apply --server-side {'--force-conflicts ' if force else ''}"
+        "--field-manager=vllm-promotion -f -"
+    )
+
+
+def _wait_for_endpoints(
+    client: Client, model: ModelSpec, slot: Slot, progress: Progress, check: Callable[[], None]
+) -> None:
     deadline = time.monotonic() + ENDPOINTS_SECONDS
     state = ""
     while time.monotonic() < deadline:
+        check()
         ready = _ready_endpoints(client, model)
         ours = {p["metadata"]["name"] for p in slots.pods(client, model, slot)}
         if ready and ready <= ours:
@@ -153,9 +184,14 @@ def drain(
 
 
 def in_flight(client: Client, pods: list[Obj]) -> float | None:
-    """Running and waiting requests of the Pods, from their own /metrics; None if one is silent."""
+    """Running and waiting requests of the Pods, from their own /metrics; None if one is silent.
+
+    A Pod that has no node yet has never had a request.
+    """
     total = 0.0
     for pod in pods:
+        if not pod["spec"].get("nodeName"):
+            continue
         try:
             text = pod_http.get_text(
                 client, pod["metadata"]["name"], PORT, "/metrics", timeout_s=10

@@ -8,6 +8,7 @@ from k8s.manifests.release import ENGINE, SLOT, Obj, Release, labels
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
+IN_FLIGHT = "in-flight"  # name of the trigger
 # KEDA turns to its fallback when more than this many polls in a row have failed.
 FAILURES_BEFORE_FALLBACK = 3
 SCALE_DOWN_SECONDS = 300  # at least: the window in which a lower load must last
@@ -24,6 +25,10 @@ class Thresholds:
     waiting: int
     headroom: float
     lead_seconds: float
+
+
+# To render or to try, where no benchmark has measured the real ones.
+EXAMPLE_THRESHOLDS = Thresholds(in_flight=1, waiting=1, headroom=1.0, lead_seconds=60.0)
 
 
 def max_replicas(model: ModelSpec, cluster: ClusterSpec) -> int:
@@ -105,7 +110,7 @@ def scaled_object(release: Release, thresholds: Thresholds, min_replicas: int) -
                 }
             },
             "triggers": [
-                _trigger(release, "in-flight", in_flight_query(release), thresholds.in_flight),
+                _trigger(release, IN_FLIGHT, in_flight_query(release), thresholds.in_flight),
                 _trigger(release, "waiting", waiting_query(release), thresholds.waiting),
             ],
         },

@@ -19,6 +19,7 @@ class StubEngine:
     health: int = 200
     refuses: str = ""  # a field of the body that it answers 400 to
     counts: bool = True
+    says_usage: bool = True
     running: float = 0
     waiting: float = 0
     port: int = 0
@@ -47,7 +48,7 @@ class StubEngine:
         if path == "/v1/completions":
             choice = {"text": self.message["content"]}
         usage = {"prompt_tokens": 10, "completion_tokens": 7}
-        return 200, {"choices": [choice], "usage": usage}
+        return 200, {"choices": [choice]} | ({"usage": usage} if self.says_usage else {})
 
 
 @contextlib.contextmanager

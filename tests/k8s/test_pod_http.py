@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from k8s.client import Client
-from k8s.errors import Forbidden, HttpStatus, NotFound, PodUnreachable
+from k8s.errors import Forbidden, HttpStatus, PodUnreachable
 from k8s.pod_http import get_json, get_text, pod_connection, post_json
 from k8s.transport import Transport
 from tests.k8s.api_faults import Fault, FaultyApi
@@ -130,8 +130,21 @@ def test_answer_that_breaks_off(client: Client, pod: str, port: int) -> None:
 
 
 def test_no_such_pod(client: Client, server: ApiServer) -> None:
-    with pytest.raises(NotFound, match=r"Pod .*/nothing doesn't exist"):
+    with pytest.raises(PodUnreachable, match=r"Pod .*/nothing doesn't exist"):
         get_text(client, "nothing", 8000, "/", timeout_s=5)
+
+
+def test_a_pod_without_a_node(client: Client, server: ApiServer, name: str) -> None:
+    client.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {"containers": [{"name": "main", "image": "i"}]},
+        }
+    )
+    with pytest.raises(PodUnreachable, match=f"Pod .*{name} port 8000: .*does not have a host"):
+        get_text(client, name, 8000, "/", timeout_s=5)
 
 
 def test_missing_permission(

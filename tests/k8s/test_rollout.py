@@ -26,7 +26,7 @@ CORE = "(EngineCore_DP0 pid=25) ERROR 11-25 02:00:00 [core.py:708] "
 
 
 @pytest.fixture
-def cluster(client: Client) -> ClusterSpec:
+def cluster(client: Client, server: object) -> ClusterSpec:
     """The lab's, in the test's namespace, with the CRDs and the platform's namespaced objects."""
     install_crds(client)
     spec = catalog().cluster("lab").model_copy(update={"namespace": client.namespace})
@@ -305,6 +305,22 @@ def test_the_budget_ends(client: Client, node: SimulatedNode, release: Release) 
         rollout.roll_out(client, short)
 
 
+def test_a_pod_that_goes_away_while_its_engine_loads(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    short = Release(release.model, release.cluster, SHA, "blue", "run-1", startup_seconds=1)
+
+    def script(engine: EnginePod) -> None:
+        engine.starts("INFO loading")
+        time.sleep(0.5)
+        client.scale("Deployment", release.name, 0)
+
+    start = time.monotonic()
+    with playing(node, short, script), pytest.raises(WaitTimeout, match="its Pod is gone"):
+        rollout.roll_out(client, short)
+    assert time.monotonic() - start < 30
+
+
 # Before anything is changed
 
 
@@ -478,7 +494,7 @@ def test_the_live_slot_makes_room_and_comes_back(
     ):
         rollout.roll_out(client, release, strategy="recreate", progress=said.append)
     assert replicas(client, green) == 0
-    assert any("OUTAGE" in line for line in said)
+    assert any("makes room" in line for line in said)
     scaled = client.get("ScaledObject", green)
     assert slots.annotations(scaled)["autoscaling.keda.sh/paused-replicas"] == "0"
     with keda_stand_in(client, green):
@@ -489,6 +505,66 @@ def test_the_live_slot_makes_room_and_comes_back(
     scaled = client.get("ScaledObject", green)
     assert "autoscaling.keda.sh/paused-replicas" not in slots.annotations(scaled)
     assert STANDING_ASIDE not in slots.annotations(client.get("Deployment", green))
+
+
+def test_what_made_room_for_another_promotion_is_not_brought_back(
+    client: Client, release: Release
+) -> None:
+    green = live(client, release, "green", "run-0")
+    client.scale("Deployment", green, 3)
+    rollout._stand_aside(client, release.model, "green", "run-1", lambda _: None)
+    # run-1 has lost its Lease to run-2, which finds the live slot like that.
+    rollout._stand_aside(client, release.model, "green", "run-2", lambda _: None)
+    assert rollout.abandon(client, release.model, "run-1") == []
+    assert replicas(client, green) == 0
+    with keda_stand_in(client, green):
+        rollout.abandon(client, release.model, "run-2")
+    assert replicas(client, green) == 3, "as many as there were at first"
+
+
+def test_an_unreadable_note_brings_one_replica_back(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    spec = Release(release.model, release.cluster, SHA, "green", "run-0", 60)
+    green = live(client, release, "green", "run-0")
+    client.scale("Deployment", green, 0)
+    note = {"metadata": {"annotations": {STANDING_ASIDE: "not JSON"}}}
+    client.patch("Deployment", green, note)
+    assert rollout.abandon(client, release.model, "run-1") == []
+    client.delete("ScaledObject", green)
+    with playing(node, spec, comes_up):
+        rollout.reap(client, release.model, "run-2")
+    assert replicas(client, green) == 1
+
+
+def test_the_candidate_takes_over_from_those_that_made_room(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    green = Release(release.model, release.cluster, SHA, "green", "run-0", 60)
+    live(client, release, "green", "run-0")
+    said: list[str] = []
+    with playing(node, green, comes_up):
+        client.scale("Deployment", green.name, 2)
+        deadline = time.monotonic() + 15
+        while traffic.ready_replicas(client, release.model, "green") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        rollout._stand_aside(client, release.model, "green", "run-1", said.append)
+        while traffic.ready_replicas(client, release.model, "green"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert "OUTAGE" in said[-1]
+    assert keda.candidate_min_replicas(client, release.model, release.cluster) == 2
+
+
+def test_no_outage_is_stated_where_nobody_is_served(client: Client, release: Release) -> None:
+    live(client, release, "green", "run-0")
+    said: list[str] = []
+    rollout._stand_aside(client, release.model, "green", "run-1", said.append)
+    assert said == [
+        f"{release.model.object_name}-green, which has no ready Pod, makes room for the candidate"
+    ]
+    assert keda.candidate_min_replicas(client, release.model, release.cluster) == 1
 
 
 def test_o13_a_pause_that_does_not_end_is_said(
@@ -606,6 +682,25 @@ def test_drift_names_field_and_manager(
         found = rollout.drift(client, release.cluster, was)
     assert any("cpu" in line and "someone" in line for line in found)
     assert any("those promoted were" in line for line in found)
+
+
+def test_a_record_that_this_cluster_would_not_take_any_more(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    with playing(node, release, comes_up):
+        result = rollout.roll_out(client, release)
+        traffic.apply_service(client, release.model, release.cluster, "blue")
+    was = record(release, result.template_hash)
+    renamed = was.model_copy(
+        update={"spec": release.model.model_copy(update={"node_pool": "renamed"})}
+    )
+    [found] = rollout.drift(client, release.cluster, renamed)
+    assert "could not be promoted again" in found
+    assert "the model wants node_pool renamed" in found
+    bad = release.model.resources.model_copy(update={"cpu": "-1"})
+    unfit = was.model_copy(update={"spec": release.model.model_copy(update={"resources": bad})})
+    [found] = rollout.drift(client, release.cluster, unfit)
+    assert f"Deployment {release.name} could not be applied" in found
 
 
 # Fence

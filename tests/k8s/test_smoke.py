@@ -85,6 +85,10 @@ def test_a_good_engine(
         ({"root": "/models/other"}, "says the weights are '/models/other', not '/models/Hugg"),
         ({"health": 503}, "/health answers 503"),
         ({"counts": False}, "advanced by 0 prompt and 0 generated tokens, the answers used 10"),
+        (
+            {"counts": False, "says_usage": False},
+            "advanced by 0 prompt and 0 generated tokens, the answers used 1 and 1 or more",
+        ),
         ({"refuses": "messages"}, "messages is not supported"),
     ],
 )
@@ -115,7 +119,7 @@ def test_a_model_without_chat(
     model = SMOLLM.model_copy(update={"chat": False})
     engine = good()
     assert report_of(client, node, name, engine, monkeypatch, model).passed
-    assert engine.posts[0]["prompt"] .startswith("What is the capital of France?")
+    assert engine.posts[0]["prompt"].startswith("What is the capital of France?")
 
 
 def test_an_engine_that_is_away(

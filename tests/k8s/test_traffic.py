@@ -8,7 +8,7 @@ import pytest
 from catalog import ClusterSpec, ModelSpec
 from k8s import manifests, slots, traffic
 from k8s.client import Client
-from k8s.errors import ConditionFailed, WaitTimeout
+from k8s.errors import ConditionFailed, Conflict, LeaseLost, WaitTimeout
 from k8s.manifests import Release, Slot
 from tests.k8s.simulated_engine import comes_up, playing
 from tests.k8s.simulated_node import SimulatedNode
@@ -121,6 +121,53 @@ def test_users_are_moved_back_when_the_endpoints_do_not_follow(
     assert traffic.live_slot(client, model) == "green"
 
 
+@pytest.mark.parametrize("when", [1, 2])  # before the move; at a look at the endpoints
+def test_a_lost_lease_moves_nobody_back(
+    client: Client, node: SimulatedNode, model: ModelSpec, cluster: ClusterSpec, when: int
+) -> None:
+    old, new = up(client, model, cluster, "green"), up(client, model, cluster, "blue")
+    traffic.apply_service(client, model, cluster, "green")
+    looks = 0
+
+    def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == when:
+            raise LeaseLost("held by run-2")
+
+    with playing(node, old, comes_up), playing(node, new, comes_up):
+        wait_ready(client, model, "blue")
+        with pytest.raises(LeaseLost, match="held by run-2"):
+            traffic.switch(client, model, cluster, "blue", check=check)
+    # After the move the Service is for the new holder of the Lease to judge.
+    assert traffic.live_slot(client, model) == ("green" if when == 1 else "blue")
+
+
+def test_a_service_owned_by_others_is_handed_over_as_it_is(
+    client: Client, model: ModelSpec, cluster: ClusterSpec
+) -> None:
+    service = manifests.service(model, cluster, "green")
+    client.apply(service, manager="someone")
+    with pytest.raises(Conflict) as error:
+        traffic.apply_service(client, model, cluster, "blue", dry_run=True)
+    assert (
+        f"python -m k8s render {model.name} --cluster {cluster.name} --slot green --kind Service | "
+        "kubectl apply --server-side --force-conflicts" in str(error.value)
+    )
+
+
+def test_a_service_that_leads_elsewhere_is_not_to_be_taken_over(
+    client: Client, model: ModelSpec, cluster: ClusterSpec
+) -> None:
+    service = manifests.service(model, cluster, "green")
+    service["spec"]["selector"] = {"app": "x"}
+    service["spec"]["ports"][0]["targetPort"] = 80
+    client.apply(service, manager="someone")
+    with pytest.raises(Conflict, match="Rename or delete that Service, or rename the model") as e:
+        traffic.apply_service(client, model, cluster, "blue", dry_run=True)
+    assert "--force-conflicts" not in str(e.value)
+
+
 def test_no_ready_pod_no_switch(
     client: Client, model: ModelSpec, cluster: ClusterSpec, node: SimulatedNode
 ) -> None:
@@ -180,6 +227,22 @@ def test_the_old_slot_ends_at_its_deadline(
     assert result.running_at_end == 1
     assert 3 <= result.seconds < 15
     assert replicas(client, old.name) == 0
+
+
+def test_pods_that_never_had_a_request_are_not_waited_for(
+    client: Client, node: SimulatedNode, model: ModelSpec, cluster: ClusterSpec
+) -> None:
+    """Pending, as KEDA leaves some where GPUs are short."""
+    up(client, model, cluster, "green")
+    deadline = time.monotonic() + 15
+    while not (pods := slots.pods(client, model, "green")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert traffic.in_flight(client, pods) == 0
+    gone = {"metadata": {"name": "gone"}, "spec": {"nodeName": node.name}}
+    assert traffic.in_flight(client, [*pods, gone]) is None, "asked, but there is no answer"
+    result = traffic.drain(client, model, "green")
+    assert (result.running_at_end, replicas(client, f"{model.object_name}-green")) == (0, 0)
 
 
 def test_the_live_slot_is_never_drained(
