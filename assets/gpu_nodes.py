@@ -1,15 +1,15 @@
 """Stage: does a node have GPUs for a candidate, and so, how does it come up?"""
 
-from dataclasses import dataclass
-
 import dagster as dg
 
 from assets.partitions import MODELS
+from assets.promotion import Promotion
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from catalog import ModelSpec
-from k8s import records, rollout, traffic
-from k8s.gpus import Strategy, choose_strategy, free_gpus
+from k8s import gpus, records, rollout
+from k8s.gpus import Plan
+from k8s.manifests import slot_name
 from k8s.records import PromotionRecord
 from loadtests.verdict import fewest_requests
 
@@ -17,13 +17,19 @@ from loadtests.verdict import fewest_requests
 PODS_COME_AND_GO_S = 30.0
 
 
-@dataclass(frozen=True)
-class GpuPlan:
-    """How the candidate comes up, and the count of GPUs that says so."""
+def plan(promotion: Promotion, model: ModelSpec) -> Plan:
+    """How a candidate comes up with the GPUs that are free now. An outage is announced.
 
-    strategy: Strategy
-    counted: str
-    shared: bool
+    Asked again just before the rollout: GPUs come and go while weights are fetched. Raises NoGpus.
+    """
+    planned = gpus.plan(promotion.client, promotion.cluster, model)
+    promotion.outage = planned.strategy == "recreate"
+    if planned.live and planned.serving and promotion.outage:
+        promotion.log.warning(
+            f"OUTAGE AHEAD: no spare GPU, so {slot_name(model, planned.live)} is stopped while the "
+            f"candidate is started and tested. If it is refused, {planned.live} is started again."
+        )
+    return planned
 
 
 def outage_seconds(model: ModelSpec, current: PromotionRecord | None) -> float:
@@ -42,7 +48,7 @@ def outage_seconds(model: ModelSpec, current: PromotionRecord | None) -> float:
 @dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"})
 def gpu_nodes(
     context: dg.AssetExecutionContext, cluster: Cluster, reports: Reports
-) -> dg.MaterializeResult[GpuPlan]:
+) -> dg.MaterializeResult[None]:
     """Count the free GPUs of the model's node pool, before anything is fetched or started.
 
     A spare GPU: the candidate comes up beside the live model. None: the live one makes room, with
@@ -51,27 +57,21 @@ def gpu_nodes(
     """
     with stage(context, cluster, reports) as promotion:
         client, model = promotion.client, promotion.model
-        live = traffic.live_slot(client, model)
-        serving = traffic.ready_replicas(client, model, live) if live else 0
-        budget = free_gpus(client, promotion.cluster, model)
-        strategy = choose_strategy(model, budget, serving)
         current, _ = records.read(client, model)
-        if strategy == "recreate" and serving:
+        planned = plan(promotion, model)
+        if planned.strategy == "recreate" and planned.serving:
             context.log.warning(
-                f"OUTAGE AHEAD of about {outage_seconds(model, current):.0f} s: no spare GPU, so "
-                f"{model.name}-{live} is stopped while the candidate is started and tested. If it "
-                f"is refused, {live} is started again."
+                f"If all goes well, nobody answers for about {outage_seconds(model, current):.0f} s"
             )
         drift = rollout.drift(client, promotion.cluster, current) if current else []
         for change in drift:
             context.log.warning(f"changed since the promotion of {model.name}: {change}")
-        promotion.decided_by = f"{strategy}: {budget.describe()}"
+        promotion.decided_by = f"{planned.strategy}: {planned.budget.describe()}"
         return dg.MaterializeResult(
-            value=GpuPlan(strategy, budget.describe(), budget.shared),
             metadata={
-                "strategy": strategy,
-                "gpus": budget.describe(),
-                "live": live or "nothing",
+                "strategy": planned.strategy,
+                "gpus": planned.budget.describe(),
+                "live": planned.live or "nothing",
                 "drift": dg.MetadataValue.json(drift),
             },
         )

@@ -20,8 +20,10 @@ def undisturbed(say: Callable[[str], None], what: str) -> Iterator[None]:
     def answer(number: int, _frame: FrameType | None) -> None:
         say(f"{signal.Signals(number).name}: {what} ends first")
 
-    before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, answer)
         yield
     finally:
         for number, handler in before.items():

@@ -7,15 +7,18 @@ from typing import Any
 import dagster as dg
 
 from assets.partitions import MODELS
-from assets.promotion import Refused
+from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from assets.ttft_benchmark import Measured
 from assets.vllm_deployment import Candidate
 from k8s import keda
+from k8s.client import Obj
 from k8s.fence import pass_gate, require
 from k8s.keda import AutoscalingNotProven, TriggerProof
-from k8s.manifests import Thresholds
+from k8s.manifests import Release, Thresholds
+from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
+from k8s.wait import wait
 
 CHECK = dg.AssetCheckSpec(
     "trigger",
@@ -27,10 +30,9 @@ CHECK = dg.AssetCheckSpec(
 
 @dataclass(frozen=True)
 class Scaling:
-    """Thresholds per replica, the replicas that take over, and what the trigger said."""
+    """Thresholds per replica, and what the trigger said."""
 
     thresholds: Thresholds
-    min_replicas: int
     proof: TriggerProof
 
 
@@ -61,7 +63,6 @@ def keda_thresholds(
             model,
         )
         replicas = keda.candidate_min_replicas(client, model, promotion.cluster)
-        keda.apply_scaled_object(client, release, thresholds, min_replicas=replicas)
         facts: dict[str, Any] = {
             "model": model.name,
             "commit": release.commit,
@@ -71,6 +72,7 @@ def keda_thresholds(
             "lead time (s)": round(thresholds.lead_seconds, 1),
             "replicas at the switch": replicas,
         }
+        scale(promotion, release, thresholds, replicas)
         try:
             proof = keda.prove_trigger(client, release, progress=promotion.say)
         except AutoscalingNotProven as error:
@@ -97,6 +99,27 @@ def keda_thresholds(
         )
         promotion.decided_by = summary
         yield dg.MaterializeResult(
-            value=Scaling(thresholds, replicas, proof),
+            value=Scaling(thresholds, proof),
             metadata=facts | {"query": proof.query, "hpa": proof.hpa},
         )
+
+
+def scale(promotion: Promotion, release: Release, thresholds: Thresholds, replicas: int) -> None:
+    """Hand the candidate to KEDA with at least `replicas`, and wait until they are ready.
+
+    Each may need a new node, the image and the weights. Raises Conflict, WaitTimeout.
+    """
+    keda.apply_scaled_object(promotion.client, release, thresholds, min_replicas=replicas)
+
+    def ready(deployment: Obj | None) -> int:
+        return int(((deployment or {}).get("status") or {}).get("readyReplicas") or 0)
+
+    wait(
+        promotion.client,
+        "Deployment",
+        release.name,
+        until=lambda deployment: ready(deployment) >= replicas,
+        deadline_s=release.startup_seconds + NODE_AND_IMAGE_SECONDS,
+        state=lambda deployment: f"{ready(deployment)} of {replicas} replicas ready",
+        progress=promotion.say,
+    )

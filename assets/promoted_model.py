@@ -1,7 +1,9 @@
 """Stage: users move to the candidate, and the record says what they get."""
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import dagster as dg
 
@@ -10,18 +12,16 @@ from assets.keda_thresholds import Scaling
 from assets.model_revision import Revision
 from assets.model_weights import Weights
 from assets.partitions import MODELS
-from assets.promotion import Promotion
+from assets.promotion import LEASE_TTL_S, Promotion
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from assets.ttft_benchmark import Measured, write_report
 from assets.vllm_deployment import Candidate
 from k8s import keda, records, traffic
-from k8s.client import Obj
 from k8s.fence import GATES, require
-from k8s.manifests import Release, Slot, Thresholds
+from k8s.manifests import Release, Thresholds
 from k8s.records import PromotionRecord
 from k8s.smoke import SmokeReport
-from k8s.wait import wait
 from loadtests.result import Result
 
 
@@ -42,7 +42,6 @@ def promoted_model(
     The record is written with the switch. It holds all that a rollback needs.
     """
     with stage(context, cluster, reports) as promotion:
-        require(promotion.client, promotion.model, promotion.id, GATES)
         release = vllm_deployment.release(promotion)
         rollout = vllm_deployment.rollout
         record = PromotionRecord(
@@ -69,10 +68,10 @@ def promoted_model(
             simulated=list(promotion.cluster.simulated),
             versions=ttft_benchmark.result.versions,
         )
-        await_replicas(promotion, release, keda_thresholds.min_replicas)
-        go_live(promotion, release, record, keda_thresholds.thresholds)
-        folder = reports.of(promotion)
-        write_report(folder, ttft_benchmark.result, record.model_dump(mode="json"))
+        go_live(promotion, release, record, keda_thresholds.thresholds, GATES)
+        folder = Path(ttft_benchmark.folder)
+        with promotion.only_warns("Its report lacks the record"):
+            write_report(folder, ttft_benchmark.result, record.model_dump(mode="json"))
         return dg.MaterializeResult(
             value=record,
             metadata={
@@ -103,61 +102,47 @@ def in_record(result: Result) -> dict[str, object]:
         "capacity": result.capacity.model_dump(),
         "in_flight_at_capacity": result.in_flight_at_capacity,
         "limited_by": result.limited_by,
+        "shared_gpus": bool(result.profile.metadata.get("shared_gpus")),
         "profile": result.profile.model_dump(mode="json", exclude={"metadata", "base_url"}),
     }
 
 
-def await_replicas(promotion: Promotion, release: Release, replicas: int) -> None:
-    """Wait until the candidate has the replicas that the present load needs."""
-
-    def ready(deployment: Obj | None) -> int:
-        return int(((deployment or {}).get("status") or {}).get("readyReplicas") or 0)
-
-    wait(
-        promotion.client,
-        "Deployment",
-        release.name,
-        until=lambda deployment: ready(deployment) >= replicas,
-        deadline_s=release.startup_seconds + 60.0,
-        state=lambda deployment: f"{ready(deployment)} of {replicas} replicas ready",
-        progress=promotion.say,
-    )
-
-
 def go_live(
-    promotion: Promotion, release: Release, record: PromotionRecord, thresholds: Thresholds
+    promotion: Promotion,
+    release: Release,
+    record: PromotionRecord,
+    thresholds: Thresholds,
+    gates: Sequence[str],
 ) -> None:
-    """Move users to the release, write its record, and let the old slot finish and stop.
+    """Move users to the release if it has passed `gates`, then let the old slot finish and stop.
 
-    If the move fails, users go back to the old slot. Once record and traffic agree, nothing is
-    taken back any more: an interrupt then leaves the old slot to the next run.
+    The record is announced before: should this run be killed in between, the next one writes it.
+    Once users have moved nothing is taken back any more, and what goes wrong only warns. Raises
+    FenceError, KubernetesError before.
     """
-    client, model, cluster = promotion.client, promotion.model, promotion.cluster
-    old = traffic.live_slot(client, model)
-    promotion.lease.check()
-    with undisturbed(promotion.log.warning, "moving the traffic"):
-        try:
-            traffic.switch(client, model, cluster, release.slot, progress=promotion.say)
-            records.write(client, record)
-        except BaseException:
-            _back(promotion, old, release.slot)
-            raise
-        promotion.finished = True
-    promotion.decided_by = f"{release.name} is live with {release.commit[:12]}"
-    promotion.say(promotion.decided_by)
-    if old is not None and old != release.slot:
-        drained = traffic.drain(client, model, old, progress=promotion.say)
-        promotion.say(
-            f"{model.name}-{old} drained in {drained.seconds:.1f} s, "
-            f"{drained.running_at_end:g} requests left; it is the rollback's target"
-        )
-    keda.apply_scaled_object(client, release, thresholds, min_replicas=model.scaling.min_replicas)
-
-
-def _back(promotion: Promotion, old: Slot | None, new: Slot) -> None:
-    """Users go back to the old slot, if it can serve."""
     client, model = promotion.client, promotion.model
-    if old is None or old == new or not traffic.ready_replicas(client, model, old):
-        return
-    promotion.log.warning(f"the move failed; users go back to {model.name}-{old}")
-    traffic.switch(client, model, promotion.cluster, old)
+    old = traffic.live_slot(client, model)
+    # A write that is tried for longer than the Lease lasts may land in another run.
+    quick, check = client.within(LEASE_TTL_S / 3), promotion.lease.check
+    with undisturbed(promotion.log.warning, "moving the traffic"):
+        require(client, model, promotion.id, gates)
+        records.announce(quick, record)
+        traffic.switch(
+            quick, model, promotion.cluster, release.slot, progress=promotion.say, check=check
+        )
+        promotion.live = release.name
+        with promotion.only_warns("Its record is left to the next run"):
+            records.write(quick, record)
+    promotion.decided_by = f"{release.name} is live with {release.commit[:12]}"
+    promotion.log.info(promotion.decided_by)
+    with promotion.only_warns(f"Ending {old} is left to the next run"):
+        if old is not None and old != release.slot:
+            drained = traffic.drain(client, model, old, progress=promotion.say)
+            promotion.say(
+                f"{model.name}-{old} drained in {drained.seconds:.1f} s, "
+                f"{drained.running_at_end:g} requests left; it is the rollback's target"
+            )
+    with promotion.only_warns("Lowering its minimum of replicas is left to the next run"):
+        check()
+        least = release.model.scaling.min_replicas
+        keda.apply_scaled_object(client, release, thresholds, min_replicas=least)

@@ -1,17 +1,25 @@
 """One run's hold on one model of a cluster, from its first stage until the run ends."""
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from assets.interrupts import undisturbed
+from assets.unfinished import finish_move, live_promotion
 from catalog import ClusterSpec, ModelSpec
-from k8s import rollout
+from k8s import rollout, traffic
 from k8s.client import Client, connect
 from k8s.errors import KubernetesError, LeaseHeld
 from k8s.lease import Lease
+from k8s.manifests import slot_name
 
 LEASE_TTL_S = 30.0
+# How long the live model is tried to be brought back that made room: until then nobody answers.
+BRING_BACK_S = 180.0
+BRING_BACK_PAUSE_S = 5.0
 
 
 class Refused(Exception):
@@ -22,8 +30,9 @@ class Refused(Exception):
 class Promotion:
     """A model, locked for this run. `id` is the run's; `log` that of the stage under way.
 
-    `decided_by` is the number or sentence that decided the stage under way. `finished`: nothing
-    is left to clear up, for the candidate is live or was taken away.
+    `decided_by` is the number or sentence that decided the stage under way. `outage`: the live
+    slot makes room for the candidate. `live`: the candidate's Deployment once users have moved
+    to it, "" before. `cleared`: it was taken away.
     """
 
     client: Client
@@ -33,7 +42,9 @@ class Promotion:
     lease: Lease
     log: logging.Logger
     decided_by: str = ""
-    finished: bool = False
+    outage: bool = False
+    live: str = ""
+    cleared: bool = False
 
     @classmethod
     def begin(
@@ -49,6 +60,7 @@ class Promotion:
         lease.__enter__()  # renewed between the stages too, until end()
         promotion = cls(client, cluster, model, run_id, lease, log)
         try:
+            finish_move(client, cluster, model, promotion.say)
             rollout.reap(client, model, run_id, progress=promotion.say)
         except BaseException:
             promotion.end()
@@ -67,28 +79,57 @@ class Promotion:
         elif event.get("event") == "log" and str(event["message"]).strip():
             self.log.debug(str(event["message"]))
 
+    @contextmanager
+    def only_warns(self, of_what: str) -> Iterator[None]:
+        """Users have moved: what goes wrong from now on is said, and undoes nothing."""
+        try:
+            yield
+        except (KubernetesError, OSError) as error:
+            self.log.warning(f"{self.live} is live. {of_what}: {error}")
+
     def clear_up(self) -> None:
-        """Take the candidate away, unless it is live. What fails is left to the next run."""
-        if self.finished:
+        """Take the candidate away, unless it is live, and bring back what made room for it.
+
+        What fails is left to the next run; before that an outage is fought for BRING_BACK_S.
+        """
+        if self.live or self.cleared:
             return
-        self.finished = True
         with undisturbed(self.log.warning, "clearing up"):
-            try:
-                rollout.abandon(self.client, self.model, self.id, progress=self.log.info)
-            except KubernetesError as error:
-                self.log.error(
-                    f"Not everything of this run could be cleared up: {error} "
-                    f"The next promotion of {self.model.name} does it."
-                )
+            deadline = time.monotonic() + (BRING_BACK_S if self.outage else 0.0)
+            while not self._cleared_up(last=time.monotonic() >= deadline):
+                time.sleep(BRING_BACK_PAUSE_S)
+
+    def _cleared_up(self, last: bool) -> bool:
+        """One try. True also when it failed and was the last one."""
+        client, model = self.client, self.model
+        try:
+            rollout.abandon(client, model, self.id, progress=self.log.info)
+            # A move that failed and could not be taken back has left users with the candidate.
+            live = traffic.live_slot(client, model)
+            if live is not None and live_promotion(client, model) == self.id:
+                self.live = slot_name(model, live)
+            else:
+                self.cleared = True
+        except KubernetesError as error:
+            if not last:
+                self.log.warning(f"{model.name} could not be brought back: {error} Tries again.")
+                return False
+            self.log.error(
+                f"Not everything of this run could be cleared up: {error} "
+                f"The next promotion of {model.name} does it."
+            )
+        return True
 
     def end(self) -> None:
         """The run ends: clear up what it didn't finish, and give the lock back."""
-        self.clear_up()
-        with undisturbed(self.log.warning, "giving the Lease back"):
+        with undisturbed(self.log.warning, "the end of the run"):
             try:
-                self.lease.release()
-            except KubernetesError as error:
-                self.log.error(f"The Lease could not be given back: {error} It expires by itself.")
+                self.clear_up()
+            finally:
+                try:
+                    self.lease.release()
+                except KubernetesError as error:
+                    self.log.error(f"The Lease could not be given back: {error} It expires.")
 
 
 def _lock(client: Client, model: ModelSpec, run_id: str, log: logging.Logger) -> Lease:

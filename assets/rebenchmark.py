@@ -6,9 +6,11 @@ from assets.promoted_model import in_record
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
-from assets.ttft_benchmark import measure, refusal, shown, verdict
+from assets.ttft_benchmark import measure, milliseconds, refusal, shown, verdict
+from assets.unfinished import live_promotion
+from catalog import ModelSpec
 from k8s import records, rollout, traffic
-from k8s.gpus import choose_strategy, free_gpus
+from k8s.gpus import GpuBudget, free_gpus
 from k8s.manifests import Release
 from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
@@ -31,7 +33,7 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
             promotion.id,
             record.startup_seconds,
         )
-        _spare_gpu(promotion, record)
+        budget = spare_gpus(promotion, record.spec)
         ready = rollout.roll_out(promotion.client, release, progress=promotion.say)
         smoke = smoke_test(promotion.client, release, ready, progress=promotion.say)
         if not smoke.passed:
@@ -40,7 +42,7 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
                 + "; ".join(smoke.failures)
             )
         folder = reports.of(promotion)
-        result = measure(promotion, folder, release, ready, smoke)
+        result = measure(promotion, folder, release, ready, smoke, shared_gpus=budget.shared)
         promotion.decided_by = verdict(result)
         context.log_event(
             dg.AssetObservation(
@@ -61,12 +63,21 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
 
 
 def live_record(promotion: Promotion) -> PromotionRecord:
-    """The record of what is live, the baseline. Warns of what was changed by hand since."""
+    """The record of what is live. Raises Refused if there is none or it is of something else;
+    warns of what was changed by hand since.
+    """
     record, _ = records.read(promotion.client, promotion.model)
     if record is None:
         raise Refused(
             f"{promotion.model.name} has no record in cluster {promotion.cluster.name}: nothing "
-            "was promoted there, so nothing can be compared. Run the `promote` job first."
+            "was promoted there. Run the `promote` job first."
+        )
+    promoted = live_promotion(promotion.client, promotion.model)
+    if promoted not in (None, record.promotion):
+        raise Refused(
+            f"{promotion.model.name} is live as promotion {promoted} brought it up, but its record "
+            f"is of {record.promotion}: what it says isn't what users get. Run the `promote` job, "
+            "which writes a new one."
         )
     for change in rollout.drift(promotion.client, promotion.cluster, record):
         promotion.log.warning(f"changed since its promotion: {change}")
@@ -77,17 +88,17 @@ def baseline(record: PromotionRecord) -> str:
     """The numbers of the promotion, as text."""
     before = record.benchmark
     least = before["capacity"]["lower"]
-    return f"TTFT p95 {before['ttft_p95_ms']:.0f} ms, λ* at least {least:g} req/s"
+    return f"TTFT p95 {milliseconds(before['ttft_p95_ms'])}, λ* at least {least:g} req/s"
 
 
-def _spare_gpu(promotion: Promotion, record: PromotionRecord) -> None:
-    live = traffic.live_slot(promotion.client, promotion.model)
-    serving = traffic.ready_replicas(promotion.client, promotion.model, live) if live else 0
-    budget = free_gpus(promotion.client, promotion.cluster, record.spec)
-    if choose_strategy(record.spec, budget, serving) == "recreate" and serving:
+def spare_gpus(promotion: Promotion, model: ModelSpec) -> GpuBudget:
+    """The free GPUs. Raises Refused if they don't do for one copy beside what is live."""
+    budget = free_gpus(promotion.client, promotion.cluster, model)
+    if budget.replicas(model.gpus.count) < 1:
         raise Refused(
-            f"{record.spec.name} is live and no GPU is spare to measure a copy: {budget.describe()}"
+            f"{model.name} is live and no GPU is spare to measure a copy: {budget.describe()}"
         )
+    return budget
 
 
 def compare(record: PromotionRecord, result: Result) -> None:

@@ -11,10 +11,13 @@ from typing import TypeAlias
 import dagster as dg
 from pydantic import PrivateAttr
 
-from assets.promotion import Promotion
+from assets.promotion import Promotion, Refused
 from catalog.load import catalog
 
 Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
+
+
+RETRY_NUMBER = "dagster/retry_number"  # Dagster's tag of a run that it tries again as a whole
 
 
 class NoPartition(Exception):
@@ -47,9 +50,15 @@ class Cluster(dg.ConfigurableResource["Cluster"]):
 
     def promotion(self, context: Context) -> Promotion:
         """This run's Promotion, begun by its first stage. Raises CatalogError, NoPartition,
-        PoolError, KubernetesError.
+        PoolError, KubernetesError, and Refused for a run that Dagster tries again by itself.
         """
         if self._promotion is None:
+            # The jobs' tag forbids it; runs of single assets have no job, so no tag.
+            if RETRY_NUMBER in context.run.tags:
+                raise Refused(
+                    "Dagster has tried this run again by itself (run_retries in dagster.yaml), and "
+                    "what was refused isn't better the second time. Start the `promote` job."
+                )
             name = context.run.tags.get("dagster/partition")
             if name is None:
                 raise NoPartition(
@@ -81,8 +90,11 @@ class Reports(dg.ConfigurableResource["Reports"]):
             "outcome": outcome,
             "decided_by": promotion.decided_by,
         }
-        with (self.of(promotion) / "stages.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with (self.of(promotion) / "stages.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # no reason to end a promotion, or to hide what ended it
+            promotion.log.warning(f"stages.jsonl lacks {line}: {error}")
 
     def add_failure(self, failure: dict[str, str | None]) -> None:
         """Append a failed run to failures.jsonl."""

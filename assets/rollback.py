@@ -2,13 +2,15 @@
 
 import dagster as dg
 
-from assets.promoted_model import await_replicas, go_live, now
+from assets.gpu_nodes import plan
+from assets.keda_thresholds import scale
+from assets.promoted_model import go_live, now
 from assets.promotion import Promotion, Refused
+from assets.rebenchmark import live_record
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from k8s import keda, records, rollout, traffic
-from k8s.fence import pass_gate, require
-from k8s.gpus import choose_strategy, free_gpus
+from k8s.fence import pass_gate
 from k8s.manifests import Release, Thresholds
 from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
@@ -32,13 +34,8 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
             promotion.id,
             record.startup_seconds,
         )
-        live = traffic.live_slot(client, promotion.model)
-        serving = traffic.ready_replicas(client, promotion.model, live) if live else 0
-        budget = free_gpus(client, promotion.cluster, record.spec)
-        strategy = choose_strategy(record.spec, budget, serving)
-        if strategy == "recreate" and serving:
-            context.log.warning(f"OUTAGE AHEAD: no spare GPU, so {live} is stopped first")
-        ready = rollout.roll_out(client, release, strategy=strategy, progress=promotion.say)
+        planned = plan(promotion, record.spec)
+        ready = rollout.roll_out(client, release, strategy=planned.strategy, progress=promotion.say)
         report = smoke_test(client, release, ready, progress=promotion.say)
         if not report.passed:
             raise Refused(
@@ -48,9 +45,7 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
         pass_gate(client, release, "smoke", report.summary(), template_hash=ready.template_hash)
         thresholds = Thresholds(**record.thresholds)
         replicas = keda.candidate_min_replicas(client, record.spec, promotion.cluster)
-        keda.apply_scaled_object(client, release, thresholds, min_replicas=replicas)
-        await_replicas(promotion, release, replicas)
-        require(client, promotion.model, promotion.id, ["weights", "smoke"])
+        scale(promotion, release, thresholds, replicas)
         restored = record.model_copy(
             update={
                 "promotion": promotion.id,
@@ -63,23 +58,24 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
                 "smoke": report.summary(),
             }
         )
-        go_live(promotion, release, restored, thresholds)
+        go_live(promotion, release, restored, thresholds, ["weights", "smoke"])
         # After the move: broken autoscaling must not keep users on a bad revision.
-        keda.prove_trigger(client, release, progress=promotion.say)
+        with promotion.only_warns("It may not scale"):
+            keda.prove_trigger(client, release, progress=promotion.say)
         context.add_output_metadata(
             {"record": dg.MetadataValue.json(restored.model_dump(mode="json"))}
         )
 
 
 def previous_record(promotion: Promotion) -> PromotionRecord:
-    """What was live before. Raises Refused if there was nothing."""
-    current, previous = records.read(promotion.client, promotion.model)
+    """What was live before. Raises Refused if there was nothing, or something else is live now
+    than the record says.
+    """
+    live_record(promotion)
+    _, previous = records.read(promotion.client, promotion.model)
     if previous is None:
         raise Refused(
             f"{promotion.model.name} has no previous record in cluster {promotion.cluster.name}: "
             "there is nothing to go back to. Promote another revision instead."
         )
-    if current is not None:
-        for change in rollout.drift(promotion.client, promotion.cluster, current):
-            promotion.log.warning(f"changed since its promotion: {change}")
     return previous

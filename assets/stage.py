@@ -55,11 +55,11 @@ def stage(context: Context, cluster: Cluster, reports: Reports) -> Iterator[Prom
     except (dg.RetryRequested, GeneratorExit):  # not the end of the run
         raise
     except BaseException as error:
-        live = promotion is not None and promotion.finished
-        outcome, message = _told(name, error, live)
+        if promotion is not None:
+            promotion.clear_up()
+        outcome, message = _told(name, error, promotion)
         if promotion is not None:
             promotion.decided_by = promotion.decided_by or message.partition("\n")[0]
-            promotion.clear_up()
             reports.add_stage(promotion, name, outcome, time.monotonic() - started)
         if isinstance(error, Exception) and not isinstance(error, KNOWN):
             raise
@@ -67,15 +67,17 @@ def stage(context: Context, cluster: Cluster, reports: Reports) -> Iterator[Prom
     reports.add_stage(promotion, name, "passed", time.monotonic() - started)
 
 
-def _told(name: str, error: BaseException, live: bool) -> tuple[str, str]:
-    """The outcome in one word, and the message. `live`: the candidate has taken over already."""
-    if isinstance(error, Refused):
-        return "refused", str(error)
+def _told(name: str, error: BaseException, promotion: Promotion | None) -> tuple[str, str]:
+    """The outcome in one word, and the message, which names a candidate that is live."""
+    live = promotion.live if promotion else ""
     if isinstance(error, Exception):
-        return "failed", str(error) or repr(error)
-    state = (
-        "the new revision is live, and the next run ends the old one"
-        if live
-        else "what was live before is live now"
-    )
+        message = str(error) or repr(error)
+        outcome = "refused" if isinstance(error, Refused) else "failed"
+        return outcome, f"{message} {live} is live." if live else message
+    if live:
+        state = f"{live} is live, and the next run ends what was live before"
+    elif promotion is not None and not promotion.cleared:
+        state = "what it leaves is cleared up by the next run"
+    else:
+        state = "what was live before is live now"
     return "interrupted", f"{name} was interrupted; {state}."

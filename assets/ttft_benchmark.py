@@ -42,7 +42,9 @@ class Measured:
     folder: str
 
 
-def profile(release: Release, rollout: Rollout, smoke: SmokeReport) -> Profile:
+def profile(
+    release: Release, rollout: Rollout, smoke: SmokeReport, *, shared_gpus: bool
+) -> Profile:
     """The load for this candidate, from the catalog. Raises ProfileError."""
     model, traffic, slo = release.model, release.model.traffic, release.model.slo
     host = f"[{rollout.pod_ip}]" if ":" in rollout.pod_ip else rollout.pod_ip
@@ -71,6 +73,7 @@ def profile(release: Release, rollout: Rollout, smoke: SmokeReport) -> Profile:
             "node": rollout.node,
             "gpus": [gpu.product for gpu in smoke.gpus],
             "driver": smoke.driver,
+            "shared_gpus": shared_gpus,
             "network": "from a Pod straight to the Pod",
             "simulated": list(release.cluster.simulated),
         },
@@ -87,12 +90,14 @@ def measure(
     release: Release,
     rollout: Rollout,
     smoke: SmokeReport,
+    *,
+    shared_gpus: bool,
 ) -> Result:
     """Run the benchmark Job against this Pod. `folder` gets result, raw rows, picture, report.
 
     Raises ProfileError, KubernetesError, ResultError. A missed SLO is a result.
     """
-    load = profile(release, rollout, smoke)
+    load = profile(release, rollout, smoke, shared_gpus=shared_gpus)
     deadline = round(JOB_START_S + longest_seconds(load))
     config, job = benchmark_job(release, load.model_dump_json(), deadline_s=deadline)
     promotion.client.apply(config)
@@ -122,8 +127,8 @@ def numbers(result: Result) -> str:
     if step is None:
         return result.reason
     return (
-        f"TTFT p95 {_ms(step.ttft_ms.p95)} (SLO {slo.ttft_p95_ms:g} ms), "
-        f"ITL p95 {_ms(step.itl_ms.p95)} (SLO {slo.itl_p95_ms:g} ms), attainment "
+        f"TTFT p95 {milliseconds(step.ttft_ms.p95)} (SLO {slo.ttft_p95_ms:g} ms), "
+        f"ITL p95 {milliseconds(step.itl_ms.p95)} (SLO {slo.itl_p95_ms:g} ms), attainment "
         f"{step.attainment:.1%} at {slo.required_rate:g} req/s; {capacity(result)}"
     )
 
@@ -137,7 +142,8 @@ def capacity(result: Result) -> str:
     return f"λ* {found.estimate:g} req/s ({found.lower:g}{upper})"
 
 
-def _ms(value: float | None) -> str:
+def milliseconds(value: float | None) -> str:
+    """As text; None is what a quantile among failed requests is."""
     return "infinite (failed requests)" if value is None else f"{value:.0f} ms"
 
 
@@ -157,10 +163,10 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
             "req/s achieved": round(step.rate_achieved, 2),
             "requests": step.scheduled,
             "failed": step.failed,
-            "TTFT p50": _ms(step.ttft_ms.p50),
-            "TTFT p95": _ms(step.ttft_ms.p95),
-            "TTFT p99": _ms(step.ttft_ms.p99),
-            "ITL p95": _ms(step.itl_ms.p95),
+            "TTFT p50": milliseconds(step.ttft_ms.p50),
+            "TTFT p95": milliseconds(step.ttft_ms.p95),
+            "TTFT p99": milliseconds(step.ttft_ms.p99),
+            "ITL p95": milliseconds(step.itl_ms.p95),
             "attainment": f"{step.attainment:.1%}",
             "in flight": round(step.in_flight_mean, 2),
             "verdict": step.verdict,
@@ -185,6 +191,7 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
         "capacity": capacity(result),
         "L* (requests in flight)": result.in_flight_at_capacity or 0.0,
         "limited by": result.limited_by,
+        "GPUs": "shared with others" if result.profile.metadata.get("shared_gpus") else "its own",
         "simulated": simulated or "nothing",
     }
 
@@ -212,7 +219,14 @@ def ttft_benchmark(
         require(client, model, promotion.id, ["weights", "smoke"])
         release, rollout = vllm_deployment.release(promotion), vllm_deployment.rollout
         folder = reports.of(promotion)
-        result = measure(promotion, folder, release, rollout, gpu_smoke_test)
+        result = measure(
+            promotion,
+            folder,
+            release,
+            rollout,
+            gpu_smoke_test,
+            shared_gpus=vllm_deployment.shared_gpus,
+        )
         promotion.decided_by = verdict(result)
         metadata = shown(result, folder)
         yield dg.AssetCheckResult(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from assets.gpu_nodes import GpuPlan
+from assets.gpu_nodes import plan
 from assets.model_weights import Weights
 from assets.partitions import MODELS
 from assets.promotion import Promotion
@@ -22,11 +22,15 @@ READ_MARGIN = 3.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate that is ready, in which slot, and how it came up."""
+    """A candidate that is ready, in which slot, and how it came up.
+
+    `shared_gpus`: others may use its GPU at the same time, which makes a benchmark less certain.
+    """
 
     slot: Slot
     commit: str
     strategy: Strategy
+    shared_gpus: bool
     startup_seconds: int
     rollout: Rollout
 
@@ -55,7 +59,6 @@ def vllm_deployment(
     context: dg.AssetExecutionContext,
     cluster: Cluster,
     reports: Reports,
-    gpu_nodes: GpuPlan,
     model_weights: Weights,
 ) -> dg.MaterializeResult[Candidate]:
     """Roll the candidate out into the slot that is not live, and wait until it stays ready.
@@ -75,15 +78,23 @@ def vllm_deployment(
             promotion.id,
             budget,
         )
+        planned = plan(promotion, promotion.model)
         ready = roll_out(
-            promotion.client, release, strategy=gpu_nodes.strategy, progress=promotion.say
+            promotion.client, release, strategy=planned.strategy, progress=promotion.say
         )
         promotion.decided_by = f"{release.name} ready after {ready.seconds_to_ready:.1f} s"
         return dg.MaterializeResult(
-            value=Candidate(slot, model_weights.commit, gpu_nodes.strategy, budget, ready),
+            value=Candidate(
+                slot,
+                model_weights.commit,
+                planned.strategy,
+                planned.budget.shared,
+                budget,
+                ready,
+            ),
             metadata={
                 "deployment": ready.deployment,
-                "strategy": gpu_nodes.strategy,
+                "strategy": planned.strategy,
                 "pod": ready.pod,
                 "node": ready.node,
                 "image": ready.image_digest,

@@ -85,15 +85,9 @@ def announce(client: Client, record: PromotionRecord) -> None:
 
 
 def announced(client: Client, model: ModelSpec) -> PromotionRecord | None:
-    """What was announced and neither became the current record nor was forgotten."""
+    """What was announced last and isn't the current record. Users may not have moved to it."""
     config = client.find("ConfigMap", name(model))
     return _parse(model, (config or {}).get("data") or {}, "next")
-
-
-def forget(client: Client, model: ModelSpec) -> None:
-    """Users did not move: nothing is announced any more. Hold the model's Lease."""
-    if announced(client, model) is not None:
-        _apply(client, model, *read(client, model), None)
 
 
 def write(client: Client, record: PromotionRecord) -> None:

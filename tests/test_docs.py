@@ -11,6 +11,10 @@ import pytest
 import yaml
 from dagster._config import process_config
 from dagster_k8s import K8sRunLauncher
+from dagster_k8s.job import UserDefinedDagsterK8sConfig
+
+from assets.promotion import BRING_BACK_S
+from k8s.transport import RETRY_S
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,5 +62,13 @@ def test_the_run_launcher_of_the_docs_is_valid_to_dagster_k8s() -> None:
     assert block
     launcher: dict[str, Any] = yaml.safe_load(textwrap.dedent(block[0]))["run_launcher"]
     assert (launcher["module"], launcher["class"]) == ("dagster_k8s", K8sRunLauncher.__name__)
-    checked = process_config(K8sRunLauncher.config_type(), launcher["config"])
+    checked = process_config(
+        K8sRunLauncher.config_type(),  # type: ignore[no-untyped-call]
+        launcher["config"],
+    )
     assert checked.success, checked.errors
+    assert checked.value
+    raw = launcher["config"]["run_k8s_config"]
+    pod = UserDefinedDagsterK8sConfig.from_dict(raw).pod_spec_config  # type: ignore[no-untyped-call]
+    # As long as clearing up may take, with what it waits for in the cluster.
+    assert pod["termination_grace_period_seconds"] >= BRING_BACK_S + RETRY_S + 60

@@ -16,12 +16,24 @@ from catalog import ClusterSpec
 from catalog.load import catalog
 from k8s import manifests
 from k8s.client import Client
-from tests.k8s.conftest import client, kubeconfig, name, namespace, node, own_server, server
+from tests.k8s.conftest import (
+    client,
+    faults,
+    faulty,
+    kubeconfig,
+    name,
+    namespace,
+    node,
+    own_server,
+    server,
+)
 from tests.k8s.test_rollout import cluster, model
 
 __all__ = [
     "client",
     "cluster",
+    "faults",
+    "faulty",
     "kubeconfig",
     "model",
     "name",
@@ -84,6 +96,7 @@ def bare(
     """Runs a job with the resources that stages have, on a cluster with nothing of ours in it."""
     monkeypatch.setattr(promotion, "LEASE_TTL_S", TTL_S)
     client.delete("Lease", f"promotion-{MODEL}")
+    client.delete("Service", MODEL)
     for slot in ("blue", "green"):
         client.delete("Deployment", f"{MODEL}-{slot}")
 

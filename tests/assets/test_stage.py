@@ -5,17 +5,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import dagster as dg
 import pytest
 
+from assets import promotion as promotions
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from catalog import ClusterSpec
+from k8s import rollout, traffic
 from k8s.client import Client
-from k8s.errors import WaitTimeout
+from k8s.errors import Unreachable, WaitTimeout
 from k8s.lease import Lease
 from tests.assets.conftest import TTL_S, Ran, candidate
 
@@ -122,11 +125,12 @@ def test_a_run_that_ends_before_the_last_stage_leaves_no_candidate(bare: Bare) -
 def test_what_is_live_is_not_taken_away(bare: Bare) -> None:
     def last_stage(promotion: Promotion) -> None:
         candidate(promotion)
-        promotion.finished = True
+        promotion.live = "smollm2-135m-green"
         raise Refused("after the move")
 
     ran = bare(job(last_stage))
     assert not ran.result.success
+    assert "after the move smollm2-135m-green is live" in ran.failure("stage_0").message
     assert ran.replicas("green") == 1
     assert ran.holder == ""
 
@@ -180,7 +184,7 @@ def test_a_retry_is_not_the_end(bare: Bare) -> None:
 
 def test_what_a_killed_run_left_is_cleared_up_first(bare: Bare) -> None:
     def killed(promotion: Promotion) -> None:
-        promotion.id, promotion.finished = "killed-run", True
+        promotion.id = promotion.live = "killed-run"
         candidate(promotion)
 
     assert bare(job(killed)).replicas("green") == 1
@@ -210,3 +214,80 @@ def test_a_missing_platform_part_is_told_before_anything_is_changed(
     assert "ServiceAccount vllm-engine is missing" in ran.failure("stage_0").message
     assert "python -m k8s platform" in ran.failure("stage_0").message
     assert client.find("Lease", "promotion-smollm2-135m") is None
+
+
+def fails_at_first(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, times: int = 1
+) -> list[str]:
+    """Makes the clearing up raise `error` so often, then work. Returns the log of its calls."""
+    calls: list[str] = []
+    really = rollout.abandon
+
+    def abandon(*args: Any, **options: Any) -> list[str]:
+        calls.append("abandon")
+        if len(calls) <= times:
+            raise error
+        return really(*args, **options)
+
+    monkeypatch.setattr(rollout, "abandon", abandon)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "error", [Unreachable("API server away"), KeyboardInterrupt(), ZeroDivisionError("a bug")]
+)
+def test_what_could_not_be_cleared_up_is_tried_again_when_the_run_ends(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    calls = fails_at_first(monkeypatch, error)
+    ran = bare(job(candidate, refuse))
+    assert calls == ["abandon"] * 2
+    assert ran.replicas("green") == 0
+    assert ran.holder == ""
+
+
+def test_an_outage_is_not_left_after_one_try(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promotions, "BRING_BACK_PAUSE_S", 0.1)
+    calls = fails_at_first(monkeypatch, Unreachable("API server away"), times=3)
+
+    def made_room(promotion: Promotion) -> None:
+        promotion.outage = True
+        candidate(promotion)
+        raise Refused("too slow")
+
+    ran = bare(job(made_room))
+    assert calls == ["abandon"] * 4
+    assert ran.replicas("green") == 0
+    assert ran.stages[-1]["outcome"] == "refused"
+
+
+def test_an_interrupt_claims_nothing_that_was_not_done(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_at_first(monkeypatch, Unreachable("API server away"), times=9)
+
+    def interrupted(promotion: Promotion) -> None:
+        candidate(promotion)
+        raise KeyboardInterrupt
+
+    message = bare(job(interrupted)).failure("stage_0").message
+    assert "cleared up by the next run" in message
+    assert "what was live before is live now" not in message
+
+
+def test_a_first_move_that_failed_and_left_users_with_the_candidate_is_told(bare: Bare) -> None:
+    def half_moved(promotion: Promotion) -> None:
+        candidate(promotion)
+        traffic.apply_service(promotion.client, promotion.model, promotion.cluster, "green")
+        raise WaitTimeout("the endpoints don't come right", last_state="")
+
+    ran = bare(job(half_moved))
+    assert "come right smollm2-135m-green is live." in ran.failure("stage_0").message
+    assert ran.replicas("green") == 1
+
+
+def test_a_report_that_can_not_be_written_fails_no_run(bare: Bare, tmp_path: Path) -> None:
+    def in_the_way(promotion: Promotion) -> None:
+        (tmp_path / promotion.model.name / promotion.id / "stages.jsonl").mkdir(parents=True)
+
+    assert bare(job(in_the_way)).result.success

@@ -8,7 +8,7 @@ import pytest
 
 from assets.promoted_model import in_record
 from assets.promotion import Refused
-from assets.rebenchmark import compare
+from assets.rebenchmark import baseline, compare
 from assets.ttft_benchmark import (
     capacity,
     profile,
@@ -42,8 +42,10 @@ def release(model: str = "smollm2-135m", **changes: Any) -> Release:
     return Release(spec, catalog().cluster("lab"), "c" * 40, "green", "run-1", 60)
 
 
-def load(of: Release | None = None, rollout: Rollout = ROLLOUT) -> Profile:
-    return profile(of or release(), rollout, SMOKE)
+def load(
+    of: Release | None = None, rollout: Rollout = ROLLOUT, shared_gpus: bool = False
+) -> Profile:
+    return profile(of or release(), rollout, SMOKE, shared_gpus=shared_gpus)
 
 
 def step(rate: float, verdict: Verdict, ttft_p95: float | None) -> Step:
@@ -193,3 +195,24 @@ def test_a_rebenchmark_compares_with_the_promotion() -> None:
     other = other.model_copy(update={"profile": other.profile.model_copy(update={"seed": 9})})
     with pytest.raises(Refused, match="another load profile"):
         compare(promoted, other)
+
+
+def test_a_baseline_whose_requests_failed_is_told_too() -> None:
+    failed = result()
+    steps = (step(4.0, "fail", None), *failed.steps[1:])
+    before = in_record(failed.model_copy(update={"steps": steps}))
+    assert "TTFT p95 infinite (failed requests), λ* at least 8 req/s" in baseline(record(before))
+
+
+@pytest.mark.parametrize(("shared", "shown_as"), [(True, "shared with others"), (False, "its own")])
+def test_o22_shared_gpus_stand_in_record_and_metadata(
+    shared: bool, shown_as: str, tmp_path: Path
+) -> None:
+    made = result()
+    made = made.model_copy(update={"profile": load(shared_gpus=shared)})
+    row = {"rate": 6.0, "phase": "measure", "error": None}
+    (tmp_path / "rows.jsonl.gz").write_bytes(pack_rows([row]))
+    write_report(tmp_path, made, {})
+    assert in_record(made)["shared_gpus"] is shared
+    assert shown(made, tmp_path)["GPUs"] == shown_as
+    assert "shared_gpus" in (tmp_path / "report.html").read_text()

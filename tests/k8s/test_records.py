@@ -1,6 +1,5 @@
 """What is written down before, with and after a move of the traffic."""
 
-from catalog import ModelSpec
 from k8s import records
 from k8s.client import Client
 from k8s.manifests import Release
@@ -20,18 +19,3 @@ def test_what_is_announced_becomes_the_current_one(client: Client, release: Rele
     records.write(client, second)
     assert records.read(client, model) == (second, first)
     assert records.announced(client, model) is None
-
-
-def test_what_did_not_come_is_forgotten(client: Client, release: Release) -> None:
-    model = release.model
-    first, second = record(release, "t1", "run-1"), record(release, "t2", "run-2")
-    records.write(client, first)
-    records.announce(client, second)
-    records.forget(client, model)
-    assert records.announced(client, model) is None
-    assert records.read(client, model) == (first, None)
-
-
-def test_nothing_announced_nothing_made(client: Client, model: ModelSpec) -> None:
-    records.forget(client, model)
-    assert client.find("ConfigMap", records.name(model)) is None

@@ -28,7 +28,8 @@ def test_the_stages_stand_in_the_order_of_a_promotion() -> None:
     parents = {key.path[-1]: graph.get(key).parent_keys for key in graph.get_all_asset_keys()}
     assert parents["model_revision"] == keys("gpu_nodes")
     assert parents["model_weights"] == keys("model_revision")
-    assert parents["vllm_deployment"] == keys("model_weights", "gpu_nodes")
+    # Not from gpu_nodes' plan: GPUs are counted again just before the rollout.
+    assert parents["vllm_deployment"] == keys("model_weights")
     assert parents["gpu_smoke_test"] == keys("vllm_deployment")
     assert parents["ttft_benchmark"] == keys("vllm_deployment", "gpu_smoke_test")
     assert parents["keda_thresholds"] == keys("vllm_deployment", "ttft_benchmark")
@@ -67,6 +68,21 @@ def test_no_failed_run_is_tried_again_as_a_whole(name: str) -> None:
         run = instance.get_run_by_id(result.run_id)
     assert run is not None
     assert run.tags["dagster/will_retry"] == "false"
+
+
+@pytest.mark.parametrize("name", ["promote", "__ASSET_JOB"])
+def test_a_run_that_is_tried_again_all_the_same_is_refused(name: str) -> None:
+    """Runs of single assets, as from the UI, have no job of ours and so not its tag."""
+    tags = {"dagster/retry_number": "1", "dagster/partition": "smollm2-135m"}
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = REPOSITORY.get_job(name).execute_in_process(
+            instance=instance, raise_on_error=False, tags=tags
+        )
+    assert not result.success
+    data = result.failure_data_for_node("gpu_nodes")
+    assert data is not None
+    assert data.error is not None
+    assert "Dagster has tried this run again by itself" in data.error.message
 
 
 def test_the_schedule_is_off_and_the_sensor_on() -> None:
