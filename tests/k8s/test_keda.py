@@ -15,14 +15,14 @@ import pytest
 
 from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
-from k8s import keda, manifests, prometheus
+from k8s import keda, manifests, own_requests, prometheus, slots
 from k8s.answers import Asked
 from k8s.client import Client
 from k8s.manifests import Release, Thresholds
 from k8s.transport import Request
 from tests.k8s.simulated_engine import comes_up, playing
 from tests.k8s.simulated_node import SimulatedNode
-from tests.k8s.stub_engine import StubEngine, serving
+from tests.k8s.streaming_engine import StreamingEngine, serving
 from tests.k8s.test_rollout import cluster as lab_cluster
 from tests.k8s.test_rollout import gone, keda_stand_in, live, model
 
@@ -89,9 +89,13 @@ def test_samples() -> None:
 
 @dataclass
 class StubPrometheus:
-    """Answers by what stands in the query. `queries`: those it got."""
+    """Answers by what stands in the query. `queries`: those it got.
 
-    in_flight: list[float] = field(default_factory=lambda: [0.0])
+    `in_flight`: None for what the engine has in flight now.
+    """
+
+    in_flight: list[float] | None = None
+    engine: StreamingEngine = field(default_factory=StreamingEngine)
     series: int = 1
     age: float = 1.0
     broken: int = 0
@@ -104,6 +108,8 @@ class StubPrometheus:
             return [self.age]
         if query.startswith("count("):
             return [float(self.series)] if self.series else []
+        if self.in_flight is None:
+            return [self.engine.running + self.engine.waiting]
         return self.in_flight
 
 
@@ -184,7 +190,7 @@ class Setting:
     client: Client
     release: Release
     prometheus: StubPrometheus
-    engine: StubEngine
+    engine: StreamingEngine
 
     def status(self, kind: str, name: str, status: dict[str, Any]) -> None:
         group = {"ScaledObject": "keda.sh/v1alpha1/namespaces/{}/scaledobjects"}.get(
@@ -223,7 +229,7 @@ class Setting:
         }
         self.status("HorizontalPodAutoscaler", f"keda-hpa-{self.release.name}", status)
 
-    def prove(self, deadline_s: float = 0) -> keda.TriggerProof:
+    def prove(self, deadline_s: float = 10) -> keda.TriggerProof:
         return keda.prove_trigger(self.client, self.release, deadline_s=deadline_s)
 
 
@@ -242,26 +248,81 @@ def setting(
     keda.apply_scaled_object(client, release, Thresholds(8, 1, 0.9, 60.0), min_replicas=1)
     with (
         playing(node, release, comes_up),
-        serving(StubEngine("m", "/m")) as engine,
+        serving(stub.engine) as engine,
         keda_stand_in(client, release.name),
     ):
         monkeypatch.setattr(keda, "PORT", engine.port)
+        monkeypatch.setattr(own_requests, "PORT", engine.port)
         setting = Setting(client, release, stub, engine)
         setting.conditions()
         setting.hpa()
         setting.prove(deadline_s=15)
+        engine.posts.clear()
         yield setting
 
 
 def test_a_proof(setting: Setting) -> None:
-    setting.engine.running, setting.engine.waiting = 3, 1
-    setting.prometheus.in_flight = [4.0]
+    setting.engine.waiting = 1
     proof = setting.prove()
-    assert (proof.value, proof.pods_value, proof.series, proof.replicas) == (4, 4, 1, 1)
+    assert proof.requests == 2
+    assert proof.value == proof.pods_value
+    assert 1 <= proof.value <= 3, "its own requests and the one that waits"
+    assert (proof.series, proof.replicas) == (1, 1)
     assert proof.hpa == f"keda-hpa-{setting.release.name}"
     scaled = setting.client.get("ScaledObject", setting.release.name)
     assert proof.query == scaled["spec"]["triggers"][0]["metadata"]["query"]
     assert proof.query in setting.prometheus.queries, "exactly KEDA's query was asked"
+
+
+def test_the_proof_makes_its_own_load_and_takes_it_away(setting: Setting) -> None:
+    setting.prove()
+    assert 1 <= len(setting.engine.posts) <= 2
+    for body in setting.engine.posts:
+        assert body["model"] == setting.release.model.served_name
+        assert (body["temperature"], body["ignore_eos"]) == (0, True)
+        # 20 s of tokens: ended by the proof, not by themselves.
+        assert body["max_tokens"] == own_requests.MAX_TOKENS
+    deadline = time.monotonic() + 5
+    while setting.engine.running and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert setting.engine.running == 0
+
+
+def test_short_requests_are_sent_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_requests, "MAX_TOKENS", 5)
+    setting.prometheus.in_flight = [0.0]
+    with pytest.raises(keda.AutoscalingNotProven):
+        setting.prove(deadline_s=2)
+    assert len(setting.engine.posts) > 4
+    setting.prometheus.in_flight = None
+    assert setting.prove().value > 0
+
+
+@pytest.mark.parametrize(("length", "tokens"), [(200, 136), (None, SMOLLM.traffic.output_tokens)])
+def test_requests_fit_the_context(setting: Setting, length: int | None, tokens: int) -> None:
+    setting.engine.max_model_len = length
+    setting.prove()
+    assert setting.engine.posts[0]["max_tokens"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "replicas", "requests"), [(1, 1, 1), (1, 2, 2), (2, 1, 2), (40, 3, 2)]
+)
+def test_the_proof_alone_scales_nothing_up(
+    cluster: ClusterSpec, model: ModelSpec, in_flight: int, replicas: int, requests: int
+) -> None:
+    release = Release(model, cluster, "a" * 40, "blue", "run-1", 60)
+    thresholds = Thresholds(in_flight, 1, 0.9, 60.0)
+    assert keda._bearable(manifests.scaled_object(release, thresholds, replicas)) == requests
+
+
+def test_at_rest_nothing_is_proven(setting: Setting) -> None:
+    setting.engine.refuses = True
+    with pytest.raises(keda.AutoscalingNotProven) as error:
+        setting.prove(deadline_s=1.5)
+    assert "gives 0, the Pods' own /metrics 0 to 0" in str(error.value)
+    assert "own requests fail: POST /v1/completions of Pod" in str(error.value)
+    assert "no such model" in str(error.value)
 
 
 def scaled_patch(setting: Setting, patch: dict[str, Any]) -> None:
@@ -270,10 +331,9 @@ def scaled_patch(setting: Setting, patch: dict[str, Any]) -> None:
 
 BREAKS: dict[str, tuple[Callable[[Setting], Any], str]] = {
     "no series": (lambda s: setattr(s.prometheus, "in_flight", []), "gives 0 series"),
-    "two series": (lambda s: setattr(s.prometheus, "in_flight", [0.0, 0.0]), "gives 2 series"),
+    "two series": (lambda s: setattr(s.prometheus, "in_flight", [1.0, 1.0]), "gives 2 series"),
     "no number": (lambda s: setattr(s.prometheus, "in_flight", [math.nan]), "it must be one"),
     "stale": (lambda s: setattr(s.prometheus, "age", 60.0), "the newest sample is 60 s old"),
-    # At rest 0 = 2 * 0: only the number of series gives a second monitor away.
     "two monitors": (lambda s: setattr(s.prometheus, "series", 2), "a second monitor"),
     "wrong sum": (lambda s: setattr(s.prometheus, "in_flight", [9.0]), "gives 9, the Pods' own"),
     "away": (lambda s: setattr(s.prometheus, "broken", 503), "answers 503"),
@@ -306,7 +366,7 @@ def test_a_broken_link_is_named(setting: Setting, what: str) -> None:
     break_it, why = BREAKS[what]
     break_it(setting)
     with pytest.raises(keda.AutoscalingNotProven, match="autoscaling not proven") as error:
-        setting.prove()
+        setting.prove(deadline_s=0.5)
     assert why in str(error.value)
 
 
@@ -314,7 +374,7 @@ def test_a_link_that_comes_late_is_waited_for(setting: Setting) -> None:
     setting.conditions(Ready="Unknown")
     later = threading.Timer(0.5, setting.conditions)
     later.start()
-    assert setting.prove(deadline_s=10).value == 0
+    assert setting.prove(deadline_s=10).value > 0
     later.join()
 
 
@@ -323,7 +383,8 @@ def test_o13_resumed_only_when_keda_says_so(
 ) -> None:
     monkeypatch.setattr(keda, "RESUME_SECONDS", 0.5)
     client, spec = setting.client, setting.release
-    assert keda.pause(client, spec.model, "blue", 1)
+    keda.pause(client, spec.model, "blue", 1)
+    assert slots.annotations(client.get("ScaledObject", spec.name))[keda.PAUSED] == "1"
     setting.conditions(Paused="True")
     with pytest.raises(keda.AutoscalingNotProven, match=r"not resumed: .* has Paused=True"):
         keda.resume(client, spec.model, "blue")
@@ -332,7 +393,7 @@ def test_o13_resumed_only_when_keda_says_so(
 
 
 def test_a_slot_without_scaler(client: Client, lab_cluster: ClusterSpec, model: ModelSpec) -> None:
-    assert not keda.pause(client, model, "blue", 0)
+    keda.pause(client, model, "blue", 0)
     keda.resume(client, model, "blue")
     keda.remove(client, model, "blue")
 
