@@ -23,8 +23,10 @@ _DENIED = re.compile(
     r' in API group "(?P<group>[^"]*)"(?: in the namespace "(?P<namespace>[^"]*)")?'
 )
 _OWNER = re.compile(r'conflict with "([^"]*)"')
-# Server-side apply reports a wrong field as an internal error (500), though it is ours.
-_WRONG_FIELD = "failed to create typed patch object"
+# Server-side apply reports a wrong field or value as an internal error (500), though it is ours.
+_WRONG_FIELD = re.compile(
+    "failed to create typed patch object|unable to convert unstructured object"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def status_of(body: bytes) -> dict[str, Any]:
 
 def is_passing(code: int, status: dict[str, Any]) -> bool:
     """Whether the same request may succeed later: too many requests, server trouble."""
-    if _WRONG_FIELD in status.get("message", ""):
+    if _WRONG_FIELD.search(status.get("message", "")):
         return False
     return code in (429, 500, 502, 503, 504)
 
@@ -88,7 +90,7 @@ def error_from(code: int, status: dict[str, Any], asked: Asked) -> KubernetesErr
         return _not_found(details, asked)
     if code == 409:
         return _conflict(message, reason, details, asked)
-    if code in (400, 413, 415, 422) or _WRONG_FIELD in message:
+    if code in (400, 413, 415, 422) or _WRONG_FIELD.search(message):
         return Invalid(f"{asked}: refused: {message}", code=code)
     return KubernetesError(f"{asked}: {message} (HTTP status {code})", code=code)
 
@@ -102,8 +104,8 @@ def _forbidden(message: str, asked: Asked) -> Forbidden:
     where = f"in namespace {denied['namespace']}" if denied["namespace"] else "in the whole cluster"
     return Forbidden(
         f"{asked}: {denied['user']!r} may not {denied['verb']} {resource} {where}. "
-        "Bind the Role that `python -m k8s platform` prints to it, or use another account "
-        f"(now: {asked.account}).",
+        "Bind the Role that `python -m k8s platform --cluster NAME` prints to it, or use another "
+        f"account (now: {asked.account}).",
         code=403,
     )
 
@@ -111,8 +113,9 @@ def _forbidden(message: str, asked: Asked) -> Forbidden:
 def _not_found(details: dict[str, Any], asked: Asked) -> KubernetesError:
     if details.get("kind") == "namespaces" and asked.kind and asked.kind.name != "Namespace":
         return NotFound(
-            f"{asked}: namespace {details.get('name')!r} doesn't exist. `python -m k8s platform` "
-            "prints what a cluster needs once; or correct `namespace` in the cluster's file.",
+            f"{asked}: namespace {details.get('name')!r} doesn't exist. "
+            "`python -m k8s platform --cluster NAME` prints what a cluster needs once; or correct "
+            "`namespace` in the cluster's file.",
             code=404,
         )
     if not details.get("name") and asked.kind:

@@ -14,7 +14,7 @@ from k8s import slots
 from k8s.client import Client, Obj
 from k8s.errors import KubernetesError
 from k8s.manifests import Release, Slot, slot_name
-from k8s.manifests.release import GATE, PROMOTION, SLOTS
+from k8s.manifests.release import GATE, PROMOTION, RECORD, SLOTS
 
 GATES = ("weights", "smoke", "benchmark", "trigger")
 MANAGER = "vllm-promotion-gates"  # not the rollout's: an apply must not take the passes away
@@ -56,8 +56,8 @@ def pass_gate(
 
 
 def clear(client: Client, release: Release, deployment: Obj) -> None:
-    """Forget all passes of the slot: a new candidate comes."""
-    old = [key for key in slots.annotations(deployment) if key.startswith(GATE)]
+    """Forget all passes of the slot, and the digest of its record: a new candidate comes."""
+    old = [key for key in slots.annotations(deployment) if key.startswith(GATE) or key == RECORD]
     if old:
         patch = {"metadata": {"annotations": dict.fromkeys(old)}}
         client.patch("Deployment", release.name, patch, manager=MANAGER)

@@ -1,7 +1,8 @@
 """The record of what is live, of what was live before it, and of what is about to be: a ConfigMap
-a model.
+a model. The slot's Deployment has its digest.
 """
 
+import hashlib
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -9,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from catalog import ModelSpec
 from k8s.client import Client
 from k8s.errors import KubernetesError
-from k8s.manifests.release import Slot, labels
+from k8s.manifests.release import RECORD, Slot, labels, slot_name
 
 FORMAT = 1
+# Not the rollout's: an apply of the Deployment must not take the digest away.
+MANAGER = "vllm-promotion-records"
 
 
 class PromotionRecord(BaseModel):
@@ -99,6 +102,17 @@ def write(client: Client, record: PromotionRecord) -> None:
     if current is not None and current.promotion != record.promotion:
         previous = current
     _apply(client, record.spec, record, previous, None)
+
+
+def digest(record: PromotionRecord) -> str:
+    """sha256:<hex> of the record, byte for byte as it stands in the ConfigMap."""
+    return "sha256:" + hashlib.sha256(record.model_dump_json().encode()).hexdigest()
+
+
+def stamp(client: Client, record: PromotionRecord) -> None:
+    """Note the record's digest on the Deployment of its slot. Raises NotFound."""
+    note = {"metadata": {"annotations": {RECORD: digest(record)}}}
+    client.patch("Deployment", slot_name(record.spec, record.slot), note, manager=MANAGER)
 
 
 def _apply(

@@ -17,6 +17,7 @@ SLOT = f"{DOMAIN}/slot"
 PROMOTION = f"{DOMAIN}/promotion"
 COMMIT = f"{DOMAIN}/commit"
 GATE = f"{DOMAIN}/gate."  # annotation prefix: gate.<name>
+RECORD = f"{DOMAIN}/record"  # on a slot that is or was live: sha256:<digest> of its record
 STANDING_ASIDE = f"{DOMAIN}/standing-aside"  # on a live slot that made room (strategy recreate)
 CLIENT_NAMESPACE = f"{DOMAIN}/client"  # label of a namespace whose Pods may call the engines
 

@@ -16,6 +16,11 @@ from tests.k8s.test_rollout import cluster, model
 __all__ = ["cluster", "model"]
 
 
+@pytest.fixture(autouse=True)
+def lab_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMOTION_CLUSTER", raising=False)
+
+
 def test_platform(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["platform", "--cluster", "eks-example"]) == 0
     kinds = [obj["kind"] for obj in yaml.safe_load_all(capsys.readouterr().out)]
@@ -28,9 +33,45 @@ def test_render(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 0
     objects = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [obj["kind"] for obj in objects] == [
-        *("Deployment", "PodDisruptionBudget", "Service", "ScaledObject", "Job", "Job")
+        *("Deployment", "PodDisruptionBudget", "Service", "ScaledObject"),
+        *("Job", "Job", "ConfigMap", "Job"),
     ]
+    programs = [
+        obj["spec"]["template"]["spec"]["containers"][0]["command"][2:4]
+        for obj in objects
+        if obj["kind"] == "Job"
+    ]
+    assert programs == [["weights", "resolve"], ["weights", "fetch"], ["loadtests", "--profile"]]
     assert "b" * 40 in objects[0]["spec"]["template"]["spec"]["containers"][0]["args"][0]
+
+
+@pytest.mark.parametrize(
+    ("variable", "args", "namespace"),
+    [
+        (None, [], "llm"),
+        ("gke-example", [], "llm-serving"),
+        ("gke-example", ["--cluster", "lab"], "llm"),
+    ],
+)
+def test_the_cluster_is_that_of_the_environment(
+    variable: str | None,
+    args: list[str],
+    namespace: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if variable:
+        monkeypatch.setenv("PROMOTION_CLUSTER", variable)
+    assert cli.main(["platform", *args]) == 0
+    first = next(yaml.safe_load_all(capsys.readouterr().out))
+    assert first["metadata"]["name"] == namespace
+
+
+def test_a_job_is_nothing_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(["diff", "smollm2-135m", "--kind", "Job"])
+    assert error.value.code == 2
+    assert "invalid choice: 'Job'" in capsys.readouterr().err
 
 
 def test_render_one_kind_of_the_other_slot(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +122,9 @@ def test_diff(
     new = capsys.readouterr().out
     assert f"+++ new Deployment/{model.object_name}-blue" in new
     assert client.find("Deployment", f"{model.object_name}-blue") is None, "nothing was applied"
+    assert cli.main(["diff", model.name, "--kind", "ScaledObject"]) == 2, "nothing was compared"
+    out, err = capsys.readouterr()
+    assert (out, "no record" in err) == ("", True)
 
     release = Release(model, cluster, "0" * 40, "blue", "none", model.rollout.start_seconds_min)
     for obj in cli._objects(release, None):
