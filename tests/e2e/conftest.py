@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,11 @@ class Run:
     output: str
     seconds: float
     folder: Path | None
+
+    @property
+    def id(self) -> str:
+        assert self.folder is not None, self.output[-4000:]
+        return self.folder.name
 
     def stage(self, name: str) -> dict[str, Any]:
         assert self.folder is not None, self.output[-4000:]
@@ -68,6 +75,9 @@ class Target:
             "DAGSTER_DISABLE_TELEMETRY": "1",
         } | self.extra  # fmt: skip
 
+    def without_home(self) -> dict[str, str]:
+        return {k: v for k, v in self.environment().items() if k != "DAGSTER_HOME"}
+
     def kubectl(self, *args: str, check: bool = True, stdin: str | None = None) -> str:
         """kubectl as the cluster's administrator."""
         done = subprocess.run(
@@ -90,6 +100,7 @@ class Target:
         revision: str | None = None,
         partition: str | None = "",
         config: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
         command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
         command += ["-m", "pipelines.definitions", "-j", job]
@@ -102,11 +113,13 @@ class Target:
             file = self.home / f"config-{len(list(self.home.glob('config-*')))}.yaml"
             file.write_text(json.dumps(config))
             command += ["--config", str(file)]
-        return self.spawn(command)
+        return self.spawn(command, environment)
 
-    def spawn(self, command: list[str]) -> "subprocess.Popen[str]":
+    def spawn(
+        self, command: list[str], environment: dict[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            command, cwd=self.checkout, env=self.environment(), text=True,
+            command, cwd=self.checkout, env=environment or self.environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -144,6 +157,35 @@ class Target:
         lease = self.get("lease", f"promotion-{self.model.object_name}")
         return str((lease or {}).get("spec", {}).get("holderIdentity") or "")
 
+    def record(self, key: str = "current") -> dict[str, Any] | None:
+        """The record of what is live ("current") or was ("previous")."""
+        config = self.get("configmap", f"promotion-record-{self.model.object_name}")
+        text = ((config or {}).get("data") or {}).get(key)
+        return None if text is None else dict(json.loads(text))
+
+    @contextmanager
+    def when_moved(self, act: Callable[[], object]) -> Iterator[None]:
+        """Calls `act`, from another thread, as soon as the Service selects another slot."""
+        argv = [str(self.lab.kubectl), "--kubeconfig", str(self.lab.kubeconfig)]
+        argv += ["-n", self.cluster.namespace, "get", "service", self.model.object_name, "--watch"]
+        argv += ["-o", r'jsonpath={.spec.selector.vllm-promotion\.io/slot}{"\n"}']
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            lines = watching.stdout
+            before = lines.readline()
+
+            def look() -> None:
+                if any(line != before for line in lines):
+                    act()
+
+            looking = threading.Thread(target=look)
+            looking.start()
+            try:
+                yield
+            finally:
+                watching.terminate()
+                looking.join(10)
+
     def answers(self) -> bool:
         """Whether the live Service has a ready Pod behind it."""
         out = self.kubectl(
@@ -169,7 +211,7 @@ class Target:
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """The lab, with the simulator; KUBECONFIG and PROMOTION_CLUSTER name another cluster."""
     home = tmp_path_factory.mktemp("dagster_home")
-    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
     given = os.environ.get("KUBECONFIG")
     if given:
         cluster = catalog().cluster(os.environ.get("PROMOTION_CLUSTER", "lab"))
@@ -177,6 +219,20 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         return
     with labs.start("e2e") as lab:
         yield Target(lab, lab.promoter_kubeconfig, catalog().cluster("lab"), home)
+
+
+@pytest.fixture(scope="module")
+def planted(target: Target) -> None:
+    """For tests of the revisions and faults that only the lab's hub and simulator have."""
+    if "engine" not in target.cluster.simulated:
+        pytest.skip(f"only the lab has what this test promotes, and this is {target.cluster.name}")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """In a checkout's file."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
 
 
 def somewhere(kubeconfig: Path) -> Lab:
@@ -193,8 +249,10 @@ def somewhere(kubeconfig: Path) -> Lab:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the product whose catalog a test may spoil, as a user would."""
-    for folder in PRODUCT:
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    copy_product(tmp_path)
     return tmp_path
+
+
+def copy_product(to: Path) -> None:
+    for folder in PRODUCT:
+        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Run, Target
+from tests.e2e.conftest import Run, Target, edit
 
 pytestmark = pytest.mark.cluster
 
@@ -29,7 +29,7 @@ def assert_refused(run: Run, *parts: str) -> None:
     assert "Traceback (most recent call last)" not in run.output, run.output[-4000:]
 
 
-@pytest.mark.usefixtures("unchanged")
+@pytest.mark.usefixtures("planted", "unchanged")
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -46,7 +46,7 @@ def test_a_wrong_order_is_refused(
     assert_refused(target.promote(**options), *parts)
 
 
-@pytest.mark.usefixtures("unchanged")
+@pytest.mark.usefixtures("planted", "unchanged")
 @pytest.mark.parametrize(
     ("repo", "parts"),
     [
@@ -91,12 +91,7 @@ def test_an_unknown_cluster(target: Target) -> None:
 
 @pytest.mark.usefixtures("unchanged")
 def test_a_missing_namespace(target: Target, checkout: Path) -> None:
-    edit(checkout / "catalog/clusters/lab.yaml", "namespace: llm", "namespace: elsewhere")
+    ours = f"namespace: {target.cluster.namespace}"
+    edit(checkout / f"catalog/clusters/{target.cluster.name}.yaml", ours, "namespace: elsewhere")
     run = dataclasses.replace(target, checkout=checkout).promote()
     assert_refused(run, "elsewhere")
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))

@@ -1,16 +1,23 @@
 """The story of a promotion, in order: live, refused, moved, measured again, rolled back."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lab.client_pod import TrafficClient
-from tests.e2e.conftest import MODEL, Target
+from tests.e2e.conftest import MODEL, Target, edit
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("planted")]
+
+# Requests a second, of one token each: about a third of what a simulated replica carries of them.
+RATE = 50
+# The simulator takes at least 25.5 ms for a token, so this is a stream of 20 s or more.
+STREAM_TOKENS = 800
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +74,21 @@ def test_a_revision_that_misses_its_slo_is_refused(target: Target, first: str) -
     assert candidate is None or candidate["spec"]["replicas"] == 0
 
 
-def test_a_lone_downstream_materialization_can_not_skip_a_gate(target: Target, first: str) -> None:
+@pytest.mark.parametrize("home", [True, False], ids=["", "without DAGSTER_HOME"])
+def test_a_lone_downstream_materialization_can_not_skip_a_gate(
+    target: Target, first: str, checkout: Path, home: bool
+) -> None:
     slot, commit = target.live_slot(), target.live_commit()
+    aside = dataclasses.replace(target, checkout=checkout)
     for asset in ("promoted_model", "keda_thresholds", "ttft_benchmark"):
         dagster = str(Path(sys.executable).parent / "dagster")
-        run = target.finish(
-            target.spawn(
+        run = aside.finish(
+            aside.spawn(
                 [
                     *(dagster, "asset", "materialize", "-m", "pipelines.definitions"),
                     *("--select", asset, "--partition", MODEL),
-                ]
+                ],
+                None if home else target.without_home(),
             )
         )
         assert run.status != 0, asset
@@ -85,20 +97,61 @@ def test_a_lone_downstream_materialization_can_not_skip_a_gate(target: Target, f
     assert not target.lease_holder()
 
 
-def test_a_good_revision_moves_the_traffic_without_a_failed_request(
-    target: Target, first: str
+def test_the_gates_and_the_baseline_are_the_clusters_also_without_dagster_home(
+    target: Target, first: str, checkout: Path
 ) -> None:
+    """O19: Dagster then keeps nothing, and nothing of what decides was its to keep."""
     slot = target.live_slot()
-    client = TrafficClient.start(target.lab, target.cluster.namespace, target.model)
+    aside = dataclasses.replace(target, checkout=checkout)
+    run = aside.promote("v2-slow", environment=target.without_home())
+    assert run.status != 0
+    assert "TTFT" in run.output
+    assert "Traceback" not in run.output
+    assert (target.live_slot(), target.live_commit()) == (slot, first)
+    assert not target.lease_holder()
+    [folder] = (checkout / ".promotions/reports" / MODEL).iterdir()
+    last = json.loads((folder / "stages.jsonl").read_text().splitlines()[-1])
+    assert (last["stage"], last["outcome"]) == ("ttft_benchmark", "refused")
+
+
+@pytest.mark.timeout(500)
+def test_a_good_revision_moves_the_traffic_without_a_failed_request(
+    target: Target, first: str, checkout: Path
+) -> None:
+    """O8: 50 req/s on kept-alive and new connections, and a long stream across the move."""
+    # The old slot may finish what it has for longer than the stream takes.
+    edit(checkout / f"catalog/models/{MODEL}.yaml", "drain_seconds: 10", "drain_seconds: 90")
+    patient = dataclasses.replace(target, checkout=checkout)
+    slot = target.live_slot()
+    moved: list[float] = []
+    client = TrafficClient.start(
+        target.lab, target.cluster.namespace, target.model,
+        "--rate", str(RATE), "--max-tokens", "1",
+    )  # fmt: skip
     try:
-        run = target.promote("v3")
+        process = patient.start(revision="v3")
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if "keda_thresholds - STEP_SUCCESS" in line:
+                break
+        with target.when_moved(lambda: moved.append(time.time())):
+            stream = client.stream(STREAM_TOKENS)
+            run = target.finish(process)
+        told, _ = stream.communicate(timeout=60)
     finally:
         summary = client.stop()
-    assert run.status == 0, run.output[-6000:]
+    assert run.status == 0, "".join(seen)[-3000:] + run.output[-6000:]
     assert target.live_slot() != slot
     assert target.live_commit() != first
-    assert summary["requests"] > 50
     assert summary["failures"] == 0, summary
+    assert summary["requests"] >= 0.9 * RATE * summary["seconds"], summary
+    assert set(summary["revisions"]) >= {first, target.live_commit()}, summary
+    arrived = json.loads(told)
+    assert arrived["whole"], arrived
+    assert arrived["began"] < moved[0] < arrived["ended"], (arrived, moved)
+    assert arrived["ended"] - arrived["began"] >= 20
     old = target.get("deployment", f"{target.model.object_name}-{slot}")
     assert old is not None
     assert old["spec"]["replicas"] == 0
