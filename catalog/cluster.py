@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from catalog.model import ModelSpec
-from catalog.spec import ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
+from catalog.spec import ObjectName, PositiveFloat, PositiveInt, Quantity, Spec, amount
 
 
 class Toleration(Spec):
@@ -17,7 +17,11 @@ class Toleration(Spec):
 
 
 class NodePool(Spec):
-    """Nodes with GPUs. `gpus` per node; `max_nodes` is where the pool stops growing."""
+    """Nodes with GPUs. `gpus` per node; `max_nodes` is where the pool stops growing.
+
+    `instance_type` and `hourly_usd` (of a node) are for people who choose a pool: nothing is
+    decided by them.
+    """
 
     name: ObjectName
     instance_type: str
@@ -130,6 +134,15 @@ class ClusterSpec(Spec):
                     f"{pool.name}: its GPUs are {pool.gpu_product}, gpus.products allows "
                     f"{', '.join(model.gpus.products)}"
                 )
+            elif too_much := [
+                f"{field} of a node is {there}, resources.{field} is {wanted}"
+                for field, there, wanted in (
+                    ("cpu", pool.cpu, model.resources.cpu),
+                    ("memory", pool.memory, model.resources.memory),
+                )
+                if amount(wanted) > amount(there)
+            ]:
+                refusals.append(f"{pool.name}: {', '.join(too_much)}")
             elif pool.spot and not model.spot:
                 refusals.append(f"{pool.name}: is a spot pool, the model has spot: false")
             else:

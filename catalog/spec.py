@@ -1,6 +1,7 @@
 """The base of every spec, and the field types that specs share."""
 
 import re
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
@@ -39,3 +40,13 @@ def _is_quantity(value: str) -> str:
 
 
 Quantity = Annotated[str, AfterValidator(_is_quantity)]
+
+_UNITS: dict[str, Decimal] = {"": Decimal(1), "m": Decimal("0.001")}
+_UNITS |= {unit: Decimal(10 ** (3 * power)) for power, unit in enumerate("kMGT", 1)}
+_UNITS |= {f"{unit}i": Decimal(2 ** (10 * power)) for power, unit in enumerate("KMGT", 1)}
+
+
+def amount(quantity: Quantity) -> Decimal:
+    """A quantity as a number: cores or bytes. Exact: 100m is 0.1."""
+    number = quantity.rstrip("mkKMGTi")
+    return Decimal(number) * _UNITS[quantity[len(number) :]]

@@ -103,19 +103,20 @@ class Client:
         name: str,
         *,
         propagation: str = "Background",
-        missing_ok: bool = True,
         uid: str | None = None,
         namespace: str | None = None,
     ) -> None:
-        """Ask for the deletion; doesn't wait for it. `uid`: only if it is still that object."""
+        """Ask for the deletion; doesn't wait for it. `uid`: only if it is still that object.
+
+        An object that isn't there is deleted.
+        """
         options: Obj = {"propagationPolicy": propagation}
         if uid:
             options["preconditions"] = {"uid": uid}
         try:
             self._call("delete", "DELETE", kind, name, namespace, body=options)
         except NotFound:
-            if not missing_ok:
-                raise
+            pass
         except Conflict:
             live = self.find(kind, name, namespace=namespace)
             if live is not None and live["metadata"]["uid"] == uid:
@@ -316,10 +317,6 @@ class Client:
             live = self.find(kind_name, name, namespace=namespace) if request.unsure else None
             if live is not None and body is not None and _has(live, body):
                 return live
-            raise
-        except NotFound:
-            if method == "DELETE" and request.unsure:
-                return {}
             raise
 
 

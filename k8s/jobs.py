@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
@@ -16,6 +16,7 @@ from typing import NoReturn
 from k8s.client import Client, Obj
 from k8s.errors import AlreadyExists, JobFailed, NotFound, WaitTimeout
 from k8s.logs import container_status, follow
+from k8s.waiting import HOPELESS
 
 SPEC_HASH = "vllm-promotion.io/spec-hash"
 _POLL_S = 0.5
@@ -24,16 +25,6 @@ _NO_POD_S = 8.0
 _DELETION_S = 120.0
 # How long the Job's controller may take to notice that the Pod has failed.
 _CONTROLLER_S = 10.0
-# What a container can wait for in vain. ErrImagePull alone may pass: it becomes one of these.
-_HOPELESS = {
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "RunContainerError",
-}
 _SIGKILL, _SIGTERM = 137, 143
 
 
@@ -41,7 +32,7 @@ _SIGKILL, _SIGTERM = 137, 143
 class JobResult:
     """`result` is the program's `result` event, `events` all its events but log lines.
 
-    `exit_code` may be other than 0 (a benchmark whose SLO is missed): the program then gave a
+    The exit code may be other than 0 (a benchmark whose SLO is missed) when the program gave a
     result all the same. `seconds` is how long the container ran.
     """
 
@@ -50,8 +41,6 @@ class JobResult:
     pod: str
     node: str
     seconds: float
-    exit_code: int
-    adopted: bool
 
 
 def run_job(
@@ -68,12 +57,11 @@ def run_job(
     other lines, and what the Pod is waiting for, as {"event": "log", "message": line}.
 
     Raises JobFailed (the program's own error, OOM, image, quota, no node for `unschedulable_s`),
-    WaitTimeout. A Job that still runs is left alone then, and on any BaseException, so that the
-    next run can adopt it.
+    WaitTimeout. A Job that still runs is left alone then, and on any BaseException: whoever
+    called ends it (rollout.abandon, or the next run's rollout.reap).
     """
     deadline = time.monotonic() + deadline_s
-    live, adopted = _create_or_adopt(client, job, deadline)
-    watched = _Watched(client, live, deadline, on_event)
+    watched = _Watched(client, _create_or_adopt(client, job, deadline), deadline, on_event)
     pod = watched.started_pod(unschedulable_s)
     container = pod["spec"]["containers"][0]["name"]
     events: list[Obj] = []
@@ -91,20 +79,7 @@ def run_job(
         pod = client.get("Pod", pod["metadata"]["name"])
     except NotFound as gone:
         watched.vanished(str(gone), lines)
-    return watched.judge(pod, container, events, lines, adopted)
-
-
-def delete_jobs(
-    client: Client, labels: Mapping[str, str], *, deadline_s: float = 60.0
-) -> list[str]:
-    """Delete the Jobs with these labels and their Pods, and wait for it. Returns the names."""
-    deadline = time.monotonic() + deadline_s
-    doomed = client.list("Job", labels=labels)
-    for job in doomed:
-        _ask_to_delete(client, job)
-    for job in doomed:
-        _await_gone(client, job, deadline)
-    return [job["metadata"]["name"] for job in doomed]
+    return watched.judge(pod, container, events, lines)
 
 
 @dataclass
@@ -159,9 +134,7 @@ class _Watched:
         self._check_deadline(lines)
         self._fail(f"before its end: {what} (deleted? node drained or lost?)" + _quoted(lines))
 
-    def judge(
-        self, pod: Obj, container: str, events: list[Obj], lines: list[str], adopted: bool
-    ) -> JobResult:
+    def judge(self, pod: Obj, container: str, events: list[Obj], lines: list[str]) -> JobResult:
         """What the end of the container means."""
         end = (container_status(pod, container).get("state") or {}).get("terminated") or {}
         code = int(end.get("exitCode", -1))
@@ -203,8 +176,6 @@ class _Watched:
             pod=pod["metadata"]["name"],
             node=pod["spec"].get("nodeName", ""),
             seconds=_seconds_between(end.get("startedAt"), end.get("finishedAt")),
-            exit_code=code,
-            adopted=adopted,
         )
 
     def _refresh(self) -> None:
@@ -285,8 +256,9 @@ def _waiting(pod: Obj) -> list[Obj]:
 
 def _hopeless(pod: Obj) -> str:
     for waiting in _waiting(pod):
-        if waiting.get("reason") in _HOPELESS:
-            return f"{waiting['reason']}: {waiting.get('message') or 'no reason given'}"
+        if (reason := waiting.get("reason", "")) in HOPELESS:
+            why = waiting.get("message") or "no reason given"
+            return f"{reason}: {why}: {HOPELESS[reason]}"
     return ""
 
 
@@ -308,15 +280,15 @@ def _condition(job: Obj, kind: str) -> Obj | None:
     return None
 
 
-def _create_or_adopt(client: Client, job: Obj, deadline: float) -> tuple[Obj, bool]:
-    """(the Job in the cluster, whether it was there already)."""
+def _create_or_adopt(client: Client, job: Obj, deadline: float) -> Obj:
+    """The Job in the cluster, if need be made now."""
     wanted_hash = _spec_hash(job)
     meta = {**job["metadata"]}
     meta["annotations"] = {**meta.get("annotations", {}), SPEC_HASH: wanted_hash}
     name = meta["name"]
     while True:
         try:
-            return client.create({**job, "metadata": meta}), False
+            return client.create({**job, "metadata": meta})
         except AlreadyExists:
             live = client.find("Job", name)
         if live is None:
@@ -325,7 +297,7 @@ def _create_or_adopt(client: Client, job: Obj, deadline: float) -> tuple[Obj, bo
         if not live["metadata"].get("deletionTimestamp"):
             running = not _condition(live, "Failed") and not _condition(live, "Complete")
             if same and (running or _readable(client, live)):
-                return live, True
+                return live
             if running:
                 raise JobFailed(
                     f"Job {client.namespace}/{name} runs already, with another content. Wait for "

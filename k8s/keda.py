@@ -329,7 +329,7 @@ def _check_query(client: Client, release: Release) -> tuple[float, float, int, f
     where = selector(release)
     before = _pods_metrics(client, release)
     answer = prometheus.query(client, release.cluster, in_flight_query(release))
-    if len(answer) != 1 or not math.isfinite(answer[0].value):
+    if len(answer) != 1 or not math.isfinite(answer[0]):
         raise ConditionFailed(
             f"Prometheus gives {len(answer)} series for KEDA's query {in_flight_query(release)}; "
             "it must be one. Is the Pod scraped (PodMonitor vllm-engines, its labels)?"
@@ -337,19 +337,19 @@ def _check_query(client: Client, release: Release) -> tuple[float, float, int, f
     ages = prometheus.query(
         client, release.cluster, f"max(time() - timestamp({RUNNING}{{{where}}}))"
     )
-    age = ages[0].value if ages else math.inf
+    age = ages[0] if ages else math.inf
     oldest = 2 * release.cluster.prometheus.scrape_seconds + 5
     if age > oldest:
         raise ConditionFailed(f"the newest sample is {age:.0f} s old, more than {oldest:.0f} s")
     counted = prometheus.query(client, release.cluster, f"count({RUNNING}{{{where}}})")
-    series = int(counted[0].value) if counted else 0
+    series = int(counted[0]) if counted else 0
     after = _pods_metrics(client, release)
     if series != before[0]:
         raise ConditionFailed(
             f"Prometheus has {series} series of {RUNNING}, the Pods show {before[0]}: "
             "is a second monitor scraping them, or is one Pod not scraped yet?"
         )
-    value = answer[0].value
+    value = answer[0]
     low, high = sorted((before[1], after[1]))
     # Samples are up to a scrape old; under a larger load the sum moves meanwhile.
     slack = 0.2 * high

@@ -35,7 +35,6 @@ KINDS = {
     for kind in (
         Kind("Namespace", "v1", "namespaces", namespaced=False),
         Kind("Node", "v1", "nodes", namespaced=False),
-        Kind("PersistentVolume", "v1", "persistentvolumes", namespaced=False),
         Kind("Pod", "v1", "pods"),
         Kind("Service", "v1", "services"),
         Kind("ConfigMap", "v1", "configmaps"),
@@ -56,13 +55,6 @@ KINDS = {
         Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
         Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
         Kind("HorizontalPodAutoscaler", "autoscaling/v2", "horizontalpodautoscalers"),
-        Kind("StorageClass", "storage.k8s.io/v1", "storageclasses", namespaced=False),
-        Kind(
-            "CustomResourceDefinition",
-            "apiextensions.k8s.io/v1",
-            "customresourcedefinitions",
-            namespaced=False,
-        ),
         Kind("ScaledObject", "keda.sh/v1alpha1", "scaledobjects", needs=_KEDA),
         Kind("PodMonitor", "monitoring.coreos.com/v1", "podmonitors", needs=_PROMETHEUS_OPERATOR),
     )

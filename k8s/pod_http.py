@@ -9,7 +9,7 @@ import http.client
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import websocket
@@ -58,12 +58,11 @@ def get_text(
     port: int,
     path: str,
     *,
-    headers: Mapping[str, str] | None = None,
     timeout_s: float,
     namespace: str | None = None,
 ) -> str:
     """GET; the body as text. Raises PodUnreachable, HttpStatus for a status of 300 or more."""
-    return _ask(client, pod, port, "GET", path, None, headers, timeout_s, namespace)
+    return _ask(client, pod, port, "GET", path, None, timeout_s, namespace)
 
 
 def get_json(
@@ -72,12 +71,11 @@ def get_json(
     port: int,
     path: str,
     *,
-    headers: Mapping[str, str] | None = None,
     timeout_s: float,
     namespace: str | None = None,
 ) -> Any:
     """GET; the body as JSON."""
-    text = _ask(client, pod, port, "GET", path, None, headers, timeout_s, namespace)
+    text = _ask(client, pod, port, "GET", path, None, timeout_s, namespace)
     return _parse(text, f"GET {path} of Pod {pod} port {port}")
 
 
@@ -88,12 +86,11 @@ def post_json(
     path: str,
     body: Any,
     *,
-    headers: Mapping[str, str] | None = None,
     timeout_s: float,
     namespace: str | None = None,
 ) -> Any:
     """POST JSON, once; the answer as JSON."""
-    text = _ask(client, pod, port, "POST", path, body, headers, timeout_s, namespace)
+    text = _ask(client, pod, port, "POST", path, body, timeout_s, namespace)
     return _parse(text, f"POST {path} of Pod {pod} port {port}")
 
 
@@ -104,16 +101,14 @@ def _ask(
     method: str,
     path: str,
     body: Any,
-    headers: Mapping[str, str] | None,
     timeout_s: float,
     namespace: str | None,
 ) -> str:
     # Never `Connection: close`: when the Pod closes first, containerd drops what the kubelet hasn't
     # forwarded yet (seen with 1.6: always, for answers above a few kB).
-    sent = dict(headers or {})
-    data = None
+    sent, data = {}, None
     if body is not None:
-        sent["Content-Type"] = "application/json"
+        sent = {"Content-Type": "application/json"}
         data = json.dumps(body).encode()
     with pod_connection(client, pod, port, timeout_s=timeout_s, namespace=namespace) as connection:
         connection.request(method, path, body=data, headers=sent)

@@ -4,8 +4,6 @@ import json
 import re
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from catalog import ClusterSpec
@@ -21,17 +19,10 @@ class PrometheusError(KubernetesError):
     """Prometheus is away or refuses the query; the message has its address and the query."""
 
 
-@dataclass(frozen=True)
-class Series:
-    """One series of an instant query. `at`: Unix seconds of the evaluation."""
-
-    labels: dict[str, str]
-    value: float
-    at: float
-
-
-def query(client: Client, cluster: ClusterSpec, promql: str) -> list[Series]:
-    """An instant query. In-cluster addresses (*.svc) are reached by port-forward to a Pod."""
+def query(client: Client, cluster: ClusterSpec, promql: str) -> list[float]:
+    """The values of an instant query, one a series. In-cluster addresses (*.svc) are reached by
+    port-forward to a Pod.
+    """
     address = cluster.prometheus.address
     path = "/api/v1/query?" + urlencode({"query": promql})
     where = f"Prometheus at {address} (catalog/clusters/{cluster.name}.yaml)"
@@ -43,16 +34,11 @@ def query(client: Client, cluster: ClusterSpec, promql: str) -> list[Series]:
         raise PrometheusError(f"{where} can't be asked: {error}") from None
     try:
         result = json.loads(text)["data"]["result"]
-        return [_series(item) for item in result]
-    except (ValueError, KeyError, TypeError):
+        return [float(item["value"][1]) for item in result]
+    except (ValueError, LookupError, TypeError):
         raise PrometheusError(
             f"{where} gave no instant vector for {promql}: {text[:200]}"
         ) from None
-
-
-def _series(item: Any) -> Series:
-    at, value = item["value"]
-    return Series(dict(item["metric"]), float(value), float(at))
 
 
 def _get(client: Client, address: str, path: str) -> str:

@@ -12,6 +12,7 @@ from k8s.gpus import free_gpus
 from k8s.manifests import Release
 from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
 from k8s.manifests.release import ENGINE, GPU_CHECK
+from k8s.waiting import HOPELESS
 
 Progress = Callable[[str], None]
 
@@ -25,15 +26,6 @@ DEAD_SECONDS = 5.0
 SLACK_SECONDS = 30.0
 SAME_EXITS = 2  # the engine ended alike that often: it always will
 ANY_EXITS = 3  # it ended that often, each time differently
-# Waiting reasons that no waiting cures.
-HOPELESS = {
-    "ImagePullBackOff": "correct the image in the catalog, or give the account a pull secret",
-    "InvalidImageName": "correct the image in the catalog",
-    "ErrImageNeverPull": "load the image on the node, or set images.pull_policy: IfNotPresent",
-    "CreateContainerConfigError": "look at the Secrets and ConfigMaps that the Pod wants",
-    "CreateContainerError": "look at `kubectl describe pod`",
-    "RunContainerError": "look at `kubectl describe pod`",
-}
 # Marks that keep a Pod where it is while it loads. They are taken off when it is ready: in the
 # template they would stay for ever, and no node with an engine could be consolidated.
 KEEP = {

@@ -9,15 +9,10 @@ from k8s.manifests.platform import (
     platform,
     pod_monitor,
     rbac,
-    service_accounts,
 )
 from k8s.manifests.release import (
     Release,
     Slot,
-    content_hash,
-    engine_selector,
-    labels,
-    other_slot,
     slot_name,
 )
 from k8s.manifests.scaling import Thresholds, max_replicas, scaled_object
@@ -28,15 +23,11 @@ __all__ = [
     "Thresholds",
     "benchmark_job",
     "claim",
-    "content_hash",
     "deployment",
     "download_job",
-    "engine_selector",
-    "labels",
     "max_replicas",
     "namespace",
     "network_policy",
-    "other_slot",
     "pdb",
     "platform",
     "pod_monitor",
@@ -44,6 +35,5 @@ __all__ = [
     "resolve_job",
     "scaled_object",
     "service",
-    "service_accounts",
     "slot_name",
 ]

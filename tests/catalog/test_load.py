@@ -164,3 +164,25 @@ def test_a_model_on_a_cluster_without_its_pool_is_refused_with_the_reason() -> N
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(CatalogError, match=r"no model 'gpt-2'.*smollm2-135m"):
         load_catalog().model("gpt-2")
+
+
+@pytest.mark.parametrize(
+    ("resources", "why"),
+    [
+        ({"cpu": "2500m"}, "lab: cpu of a node is 2, resources.cpu is 2500m"),
+        ({"memory": "8.5Gi"}, "lab: memory of a node is 8Gi, resources.memory is 8.5Gi"),
+        ({"memory": "9G"}, "resources.memory is 9G"),
+        ({"cpu": "2", "memory": "8192Mi"}, ""),
+        ({"cpu": "2000m", "memory": "8388608Ki"}, ""),
+    ],
+)
+def test_a_pod_that_no_node_can_hold_is_refused(resources: dict[str, str], why: str) -> None:
+    catalog = load_catalog()
+    model = catalog.model("smollm2-135m")
+    model = model.model_copy(update={"resources": model.resources.model_copy(update=resources)})
+    if not why:
+        assert catalog.cluster("lab").pool(model).name == "lab"
+        return
+    with pytest.raises(PoolError) as refused:
+        catalog.cluster("lab").pool(model)
+    assert why in str(refused.value)

@@ -76,8 +76,10 @@ def pod(node: SimulatedNode, name: str) -> str:
 
 
 def test_get_keeps_the_authorization(client: Client, pod: str, port: int) -> None:
-    headers = {"Authorization": "Bearer key-of-the-engine"}
-    said = get_json(client, pod, port, "/v1/models", headers=headers, timeout_s=5)
+    with pod_connection(client, pod, port, timeout_s=5) as connection:
+        headers = {"Authorization": "Bearer key-of-the-engine"}
+        connection.request("GET", "/v1/models", headers=headers)
+        said = json.load(connection.getresponse())
     assert said == {"path": "/v1/models", "authorization": "Bearer key-of-the-engine"}
 
 

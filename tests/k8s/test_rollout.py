@@ -14,6 +14,7 @@ from catalog.load import catalog
 from k8s import fence, keda, manifests, readiness, records, rollout, slots, traffic
 from k8s.client import Client, Obj
 from k8s.errors import ConditionFailed, Conflict, KubernetesError, NotFound, WaitTimeout
+from k8s.kinds import KINDS, Kind
 from k8s.manifests import Release, Slot
 from k8s.manifests.release import COMMIT, GATE, PROMOTION, STANDING_ASIDE
 from k8s.records import PromotionRecord
@@ -38,6 +39,9 @@ def cluster(client: Client, server: object) -> ClusterSpec:
 
 def install_crds(client: Client) -> None:
     """KEDA's and the Prometheus operator's kinds, without their programs."""
+    crd = "CustomResourceDefinition"  # an admin's, so not one of the product's kinds
+    plural = "customresourcedefinitions"
+    KINDS[crd] = Kind(crd, "apiextensions.k8s.io/v1", plural, namespaced=False)
     for name in ("keda.sh_scaledobjects", "monitoring.coreos.com_podmonitors"):
         client.apply(yaml.safe_load((SCHEMAS / f"{name}.yaml").read_text()))
     deadline = time.monotonic() + 20
