@@ -1,5 +1,7 @@
 """Every rendered object is taken by a real API server, by server-side dry run."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from catalog import ClusterSpec, ModelSpec
@@ -14,9 +16,12 @@ PAIRS = [pytest.param(m, c, id=f"{m.name} on {c.name}") for m, c in rendered.pai
 
 
 @pytest.fixture
-def server(client: Client) -> Client:
+def server(client: Client, name: str) -> Iterator[Client]:
+    """With an empty namespace: other tests leave objects that can't be changed into these."""
     install_crds(client)
-    return client
+    client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield Client(client.transport, name)
+    client.delete("Namespace", name)
 
 
 def here(cluster: ClusterSpec, client: Client) -> ClusterSpec:
