@@ -1,22 +1,31 @@
 """A real API server for the tests of k8s/, and clients of it."""
 
+import base64
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from k8s.client import Client
 from k8s.transport import Transport
 from tests.k8s import api_faults, apiserver, simulated_node
 from tests.k8s.simulated_node import SimulatedNode
 
+# A cluster to use in place of a server of our own: a namespace of the tests' own is all of it that
+# they touch, and ADMIN_KUBECONFIG may make one if KUBECONFIG's account may not.
+GIVEN = os.environ.get("ADMIN_KUBECONFIG") or os.environ.get("KUBECONFIG")
+
 
 @pytest.fixture(scope="session")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apiserver.ApiServer | None]:
-    """etcd, API server and some controllers, where their programs are built; else None."""
-    programs = apiserver.find_programs()
+    """etcd, API server and some controllers, where their programs are built; else None.
+
+    None too where KUBECONFIG names a cluster.
+    """
+    programs = None if GIVEN else apiserver.find_programs()
     if programs is None:
         yield None
         return
@@ -28,20 +37,37 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apiserver.A
 def kubeconfig(
     own_server: apiserver.ApiServer | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A kubeconfig with a token, full permissions: of the own API server, else KUBECONFIG."""
+    """One with full permissions: of the cluster that is given, else of our own server."""
+    if GIVEN:
+        return with_files(Path(GIVEN), tmp_path_factory.mktemp("kubeconfig"))
     if own_server is not None:
         return own_server.kubeconfig(tmp_path_factory.mktemp("kubeconfig") / "admin")
-    if given := os.environ.get("KUBECONFIG"):
-        return Path(given)
     pytest.fail(
         "no API server for this test: `make test` builds one, or set KUBECONFIG to a cluster "
         "in which the tests may create namespaces"
     )
 
 
+def with_files(given: Path, folder: Path) -> Path:
+    """A copy of a kubeconfig whose certificates are files, as the proxy of `faults` wants them."""
+    config = yaml.safe_load(given.read_text())
+    for number, user in enumerate(entry["user"] for entry in config["users"]):
+        for key in ("client-certificate", "client-key"):
+            if data := user.pop(f"{key}-data", None):
+                file = folder / f"{key}-{number}"
+                file.write_bytes(base64.b64decode(data))
+                user[key] = str(file)
+    copy = folder / "config"
+    copy.write_text(yaml.safe_dump(config))
+    return copy
+
+
 @pytest.fixture
 def server(own_server: apiserver.ApiServer | None) -> apiserver.ApiServer:
-    """For tests of tokens and certificates, which need a server of our own."""
+    """For tests that need a server of our own: they change tokens, certificates or CRDs, or play
+    the node."""
+    if GIVEN:
+        pytest.skip("allowed on an API server of our own only, and KUBECONFIG names a cluster")
     if own_server is None:
         pytest.fail("this test needs its own API server: `make test` builds its programs")
     return own_server

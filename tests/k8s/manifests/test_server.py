@@ -16,7 +16,7 @@ PAIRS = [pytest.param(m, c, id=f"{m.name} on {c.name}") for m, c in rendered.pai
 
 
 @pytest.fixture
-def server(client: Client, name: str) -> Iterator[Client]:
+def server(server: object, client: Client, name: str) -> Iterator[Client]:
     """With an empty namespace: other tests leave objects that can't be changed into these."""
     install_crds(client)
     client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
