@@ -280,6 +280,17 @@ def test_replace_whose_answer_is_lost_is_recognised(
     assert faulty.replace(obj)["data"] == {"a": "2"}
 
 
+def test_a_write_under_a_lease_is_given_up_in_time(
+    faulty: Client, faults: FaultyApi, name: str
+) -> None:
+    faults.add(Fault("PATCH", times=1000, status=503))
+    started = time.monotonic()
+    with pytest.raises(Unreachable, match="tried for"):
+        faulty.within(1.0).apply(config_map(name))
+    assert time.monotonic() - started < 3
+    assert len(faults.seen("PATCH")) > 1
+
+
 def test_delete_whose_answer_is_lost_is_done(faulty: Client, faults: FaultyApi, name: str) -> None:
     faulty.create(config_map(name))
     faults.add(Fault("DELETE", lost=True))

@@ -229,8 +229,9 @@ def live(client: Client, cluster: ClusterSpec, name: str) -> Release:
     model = MODEL.model_copy(update={"name": name})
     here = cluster.model_copy(update={"namespace": client.namespace})
     release = Release(model, here, "a" * 40, "blue", "run-0", 60)
-    client.apply(manifests.deployment(release))
-    client.scale("Deployment", release.name, 0)
+    deployment = manifests.deployment(release)
+    deployment["spec"]["replicas"] = 0
+    client.apply(deployment)
     traffic.apply_service(client, model, here, "blue")
     return release
 

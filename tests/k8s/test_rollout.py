@@ -636,8 +636,9 @@ def test_a_lost_service_is_not_taken_for_nothing_live(
     with playing(node, release, comes_up):
         result = rollout.roll_out(client, release)
         records.write(client, record(release, result.template_hash))
-        with pytest.raises(ConditionFailed, match=r"Service .* is gone"):
+        with pytest.raises(ConditionFailed, match=r"Service .* is gone") as error:
             rollout.reap(client, release.model, "run-2")
+    assert "--cluster lab --slot blue --kind Service |" in str(error.value)
 
 
 def record(release: Release, template: str, promotion: str = "run-1") -> PromotionRecord:
