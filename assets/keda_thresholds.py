@@ -15,6 +15,7 @@ from assets.vllm_deployment import Candidate
 from k8s import keda
 from k8s.client import Obj
 from k8s.fence import pass_gate, require
+from k8s.gpus import replicas_at_switch
 from k8s.keda import AutoscalingNotProven, TriggerProof
 from k8s.manifests import Release, Thresholds
 from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
@@ -62,7 +63,7 @@ def keda_thresholds(
             promotion.cluster,
             model,
         )
-        replicas = keda.candidate_min_replicas(client, model, promotion.cluster)
+        replicas = replicas_at_switch(client, promotion.cluster, model, release.slot)
         facts: dict[str, Any] = {
             "model": model.name,
             "commit": release.commit,

@@ -66,7 +66,8 @@ def promoted_model(
             trigger=f"{keda_thresholds.proof.query} = {keda_thresholds.proof.value:g}",
             strategy=vllm_deployment.strategy,
             simulated=list(promotion.cluster.simulated),
-            versions=ttft_benchmark.result.versions,
+            versions=ttft_benchmark.result.versions
+            | {"vllm": str(ttft_benchmark.result.server.get("version"))},
         )
         go_live(promotion, release, record, keda_thresholds.thresholds, GATES)
         folder = Path(ttft_benchmark.folder)
@@ -133,6 +134,7 @@ def go_live(
         promotion.live = release.name
         with promotion.only_warns("Its record is left to the next run"):
             records.write(quick, record)
+            records.stamp(quick, record)
     promotion.decided_by = f"{release.name} is live with {release.commit[:12]}"
     promotion.log.info(promotion.decided_by)
     with promotion.only_warns(f"Ending {old} is left to the next run"):

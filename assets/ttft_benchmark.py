@@ -16,7 +16,7 @@ from assets.stage import stage
 from assets.vllm_deployment import Candidate
 from k8s.fence import pass_gate, require
 from k8s.jobs import run_job
-from k8s.manifests import Release, benchmark_job
+from k8s.manifests import Release, benchmark_job, deployment
 from k8s.rollout import Rollout
 from k8s.smoke import SmokeReport
 from loadtests import picture, report
@@ -69,7 +69,7 @@ def profile(
             "promotion": release.promotion,
             "cluster": release.cluster.name,
             "image_digest": rollout.image_digest,
-            "args": list(model.args),
+            "args": deployment(release)["spec"]["template"]["spec"]["containers"][0]["args"],
             "node": rollout.node,
             "gpus": [gpu.product for gpu in smoke.gpus],
             "driver": smoke.driver,
@@ -118,7 +118,9 @@ def write_report(folder: Path, result: Result, record: Mapping[str, Any]) -> Non
 def verdict(result: Result) -> str:
     """One line: the verdict and what decided it."""
     trusted = result.verdict in ("pass", "fail")
-    return f"{result.verdict}: {numbers(result) if trusted else result.reason}"
+    simulated = result.profile.simulated
+    marked = f" (simulated: {', '.join(simulated)})" if simulated else ""
+    return f"{result.verdict}: {numbers(result) if trusted else result.reason}{marked}"
 
 
 def numbers(result: Result) -> str:

@@ -28,6 +28,7 @@ def finish_move(
     announced = records.announced(client, model)
     if announced is not None and announced.promotion == promoted:
         records.write(client, announced)
+        records.stamp(client, announced)
         say(f"promotion {promoted} ended after users had moved to it: its record is written now")
     current, _ = records.read(client, model)
     if current is not None and current.promotion == promoted:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from catalog import ClusterSpec, ModelSpec
-from k8s import slots, traffic
+from k8s import keda, slots, traffic
 from k8s.client import Client, Obj
 from k8s.errors import KubernetesError
 from k8s.manifests import Slot
@@ -151,6 +151,16 @@ def plan(client: Client, cluster: ClusterSpec, model: ModelSpec) -> Plan:
     return Plan(choose_strategy(model, budget, serving, room=room), live, serving, budget)
 
 
+def replicas_at_switch(client: Client, cluster: ClusterSpec, model: ModelSpec, slot: Slot) -> int:
+    """Replicas that the candidate in `slot` gets before it takes over: as many as serve now, as
+    far as GPUs are free beside them. KEDA adds the rest when the old slot has given its GPUs back.
+    """
+    wanted = keda.candidate_min_replicas(client, model, cluster)
+    has = len(slots.pods(client, model, slot))
+    fits = has + free_gpus(client, cluster, model).replicas(model.gpus.count)
+    return max(1, min(wanted, fits))
+
+
 def free_gpus(client: Client, cluster: ClusterSpec, model: ModelSpec) -> GpuBudget:
     """Count the GPUs of the model's node pool. Raises NoGpus when it has none at all."""
     return _budget(cluster, model, *_look(client, cluster, model))
@@ -264,13 +274,15 @@ def choose_strategy(
     """How the candidate comes up. `serving`: ready replicas of the live slot, 0 for none. `room`:
     the budget if the live slot's Pods were gone; None if there is nothing that could make room.
 
-    Either strategy wants GPUs for as many replicas as are serving, for the candidate takes over
-    the present load. Raises NoGpus where neither is possible.
+    One spare replica's GPUs are enough beside a live slot: fewer replicas for a moment (see
+    replicas_at_switch) are better than an outage. Making room wants GPUs for as many replicas as
+    are serving, for nothing else serves then. Raises NoGpus where neither is possible.
     """
     gpus, wanted = model.gpus.count, model.rollout.strategy
     need = max(model.scaling.min_replicas, serving)
     asks = f"{model.name} needs {need} × {gpus} {budget.resource} for its candidate"
-    if budget.replicas(gpus) >= need and (wanted != "recreate" or room is None):
+    enough = need if room is None else 1
+    if budget.replicas(gpus) >= enough and (wanted != "recreate" or room is None):
         return "blue_green"
     if room is None:
         raise NoGpus(f"{asks}, but {budget.describe()}. Free some, or let the pool grow")

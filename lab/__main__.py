@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("build", help="set up what a lab needs, once: packages, programs, images")
     up = commands.add_parser("up", help="run a lab in the foreground until Ctrl-C")
     up.add_argument("--name", default="lab", help="several labs run side by side under names")
-    up.add_argument("--gpus", type=int, default=3, help="how many GPUs to simulate")
+    up.add_argument("--gpus", type=int, default=4, help="how many GPUs to simulate")
     up.add_argument("--engine", choices=labs.ENGINES, default="simulator")
     up.add_argument("--port", type=int, default=0, help="of the API server; 0: any that is free")
     commands.add_parser("status", help="list the labs that run")

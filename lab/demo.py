@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=sorted(STORY), default="simulator")
     parser.add_argument("--lab", default="lab", help="name of the lab to use or start")
     options = parser.parse_args(argv)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in a pipe too
     end_on_signals()
     started = time.monotonic()
     try:

@@ -115,7 +115,7 @@ def running() -> list[Lab]:
 def start(
     name: str = "lab",
     *,
-    gpus: int = 3,
+    gpus: int = 4,
     engine: str = "simulator",
     port: int = 0,
     progress: Callable[[str], None] = print,

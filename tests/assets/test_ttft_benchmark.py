@@ -39,7 +39,8 @@ TRAFFIC = Traffic(prompt_tokens=64, output_tokens=16, rates=(4, 12))
 
 def release(model: str = "smollm2-135m", **changes: Any) -> Release:
     spec = catalog().model(model).model_copy(update=changes)
-    return Release(spec, catalog().cluster("lab"), "c" * 40, "green", "run-1", 60)
+    cluster = "lab" if model.startswith("smollm2") else "eks-example"  # one with GPUs for it
+    return Release(spec, catalog().cluster(cluster), "c" * 40, "green", "run-1", 60)
 
 
 def load(

@@ -189,7 +189,8 @@ def with_strategy(strategy: str) -> ModelSpec:
     [
         ("auto", 1, 1, 2, "blue_green"),
         ("auto", 0, 1, 1, "recreate"),
-        ("auto", 1, 2, 2, "recreate"),  # one GPU can't take over the load of two
+        ("auto", 1, 2, 3, "blue_green"),  # fewer replicas for a moment, but no outage
+        ("auto", 0, 2, 2, "recreate"),
         ("auto", 2, 2, 2, "blue_green"),
         ("auto", 1, 0, None, "blue_green"),
         ("auto", 0, 0, 1, "recreate"),  # live, but it never gets ready
