@@ -38,6 +38,13 @@ def pool(cluster: ClusterSpec, node: SimulatedNode) -> ClusterSpec:
     return cluster.model_copy(update={"node_pools": (pool,)})
 
 
+@pytest.fixture
+def model(model: ModelSpec, node: SimulatedNode) -> ModelSpec:
+    """With GPUs that the Pods of other tests don't ask for."""
+    gpus = model.gpus.model_copy(update={"resource": f"test.local/gpu-{node.name}"})
+    return model.model_copy(update={"gpus": gpus})
+
+
 def give(node: SimulatedNode, gpus: int, model: ModelSpec) -> None:
     """The node has so many GPUs."""
     status = {
