@@ -10,8 +10,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= simulator
 LAB ?= lab
-# Most of the tests wait more than they compute, so more of them than cores run side by side.
-FAST := -q -n 4 --dist loadfile tests -m "not lab and not cluster and not vllm" $(if $(KUBECONFIG),--ignore=tests/lab)
+# Most of the tests wait more than they compute, so more of them than cores run side by side; those
+# that measure time run alone.
+TIMED := tests/loadtests tests/lab/test_engine.py
+FAST := -q -n 3 --dist loadfile tests $(TIMED:%=--ignore=%) -m "not lab and not cluster and not vllm" $(if $(KUBECONFIG),--ignore=tests/lab)
 
 help:  ## print the targets
 	grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,10 +27,12 @@ demo: setup  ## three promotions on the lab: one live, one refused, one that mov
 test:  ## all tests: first those without a cluster, then promotions on the lab (or on KUBECONFIG's cluster)
 	$(PYTHON) -m lab.setup --or-kubeconfig
 	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python -m pytest -q $(TIMED)
 	$(BIN)/python -m pytest tests $(if $(KUBECONFIG),-m cluster,-m "lab or cluster or vllm")
 
-test-fast:  ## the tests that need no cluster, in seconds
+test-fast:  ## the tests that need no cluster, side by side
 	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python -m pytest -q $(TIMED)
 
 ui: setup  ## Dagster's UI on the lab, with the demo's history
 	$(BIN)/python -m lab.ui --engine $(ENGINE) --lab $(LAB)
