@@ -104,7 +104,10 @@ def in_record(result: Result) -> dict[str, object]:
         "in_flight_at_capacity": result.in_flight_at_capacity,
         "limited_by": result.limited_by,
         "shared_gpus": bool(result.profile.metadata.get("shared_gpus")),
-        "profile": result.profile.model_dump(mode="json", exclude={"metadata", "base_url"}),
+        # Without None: an optional field that is new later must not make this another profile.
+        "profile": result.profile.model_dump(
+            mode="json", exclude={"metadata", "base_url"}, exclude_none=True
+        ),
     }
 
 

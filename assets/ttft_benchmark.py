@@ -17,6 +17,7 @@ from assets.vllm_deployment import Candidate
 from k8s.fence import pass_gate, require
 from k8s.jobs import run_job
 from k8s.manifests import Release, benchmark_job, deployment
+from k8s.manifests.release import PORT
 from k8s.rollout import Rollout
 from k8s.smoke import SmokeReport
 from loadtests import picture, report
@@ -30,7 +31,6 @@ CHECK = dg.AssetCheckSpec(
     blocking=True,
     description="At the SLO's required rate: TTFT, inter-token latency and errors keep the SLO.",
 )
-ENGINE_PORT = 8000
 JOB_START_S = 180  # to schedule the Job's Pod and pull its image
 
 
@@ -49,7 +49,7 @@ def profile(
     model, traffic, slo = release.model, release.model.traffic, release.model.slo
     host = f"[{rollout.pod_ip}]" if ":" in rollout.pod_ip else rollout.pod_ip
     fields: dict[str, Any] = {
-        "base_url": f"http://{host}:{ENGINE_PORT}",
+        "base_url": f"http://{host}:{PORT}",
         "model": model.served_name,
         "endpoint": "completions",
         "rates": traffic.rates,

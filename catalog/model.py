@@ -88,7 +88,7 @@ class Slo(Spec):
     ttft_p95_ms: PositiveFloat
     itl_p95_ms: PositiveFloat
     error_rate: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
-    # Share of requests that must meet every limit; 0.95 makes the two limits p95s.
+    # Share of requests that must each meet both limits.
     attainment: Annotated[float, Field(gt=0, lt=1, strict=False)] = 0.95
     required_rate: PositiveFloat
 

@@ -83,8 +83,12 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 
 def meets(row: Row, slo: Slo) -> bool:
     """Whether one request met every limit of the SLO; a failed one never does."""
-    gap = quantile(row.token_gaps_ms, 0.95) or 0.0
-    return row.ttft_ms <= slo.ttft_p95_ms and gap <= slo.itl_p95_ms
+    return row.ttft_ms <= slo.ttft_p95_ms and _gap_ms(row) <= slo.itl_p95_ms
+
+
+def _gap_ms(row: Row) -> float:
+    """The request's own p95 of its gaps, which is what the SLO's inter-token limit judges."""
+    return quantile(row.token_gaps_ms, 0.95) or 0.0
 
 
 def untrusted(window: Window, profile: Profile) -> str:
@@ -148,7 +152,7 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
     if reason:
         verdict = "invalid"
     else:
-        verdict, reason = _decide(met, len(rows), misses, slo, ttft)
+        verdict, reason = _decide(rows, misses, slo)
         growth = _growth_ms(windows[-1])
         if verdict == "pass" and growth > SLOPE_SHARE_OF_TTFT * slo.ttft_p95_ms:
             verdict = "inconclusive"
@@ -186,24 +190,28 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
     )
 
 
-def _decide(
-    met: int, scheduled: int, misses: Counter[str], slo: Slo, ttft: Quantiles
-) -> tuple[Verdict, str]:
-    failed = misses.total()
+def _decide(rows: Sequence[Row], misses: Counter[str], slo: Slo) -> tuple[Verdict, str]:
+    met, scheduled, failed = sum(meets(row, slo) for row in rows), len(rows), misses.total()
     low, high = wilson(met, scheduled)
     share = f"{met} of {scheduled} requests met the SLO ({met / scheduled:.1%})"
     if wilson(failed, scheduled)[0] > slo.error_rate:
         kinds = ", ".join(f"{kind} {count}" for kind, count in misses.most_common())
         return "fail", f"{failed} of {scheduled} requests failed: {kinds}"
     if high < slo.attainment:
-        p95 = "beyond all answers" if ttft.p95 is None else f"{ttft.p95:.0f} ms"
-        return "fail", f"{share}; TTFT p95 {p95}, SLO {slo.ttft_p95_ms:g} ms"
+        ttft = _against([row.ttft_ms for row in rows], slo.ttft_p95_ms)
+        gaps = _against([_gap_ms(row) for row in rows], slo.itl_p95_ms)
+        return "fail", f"{share}; TTFT p95 {ttft}; ITL p95 {gaps}"
     if low >= slo.attainment and failed <= slo.error_rate * scheduled:
         return "pass", share
     return "inconclusive", (
         f"{share}, so between {low:.1%} and {high:.1%}: too few requests to say whether it is "
         f"{slo.attainment:.0%}"
     )
+
+
+def _against(values: Sequence[float], limit: float) -> str:
+    p95 = quantile(values, 0.95)
+    return f"{'beyond all answers' if p95 is None else f'{p95:.0f} ms'}, SLO {limit:g} ms"
 
 
 def capacity(steps: Sequence[Step], slo: Slo) -> Capacity:

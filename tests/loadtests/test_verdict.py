@@ -75,7 +75,9 @@ def test_slow_first_tokens_fail() -> None:
 
 
 def test_slow_gaps_fail() -> None:
-    assert judge([steady(4, 60, gap_ms=101)], PROFILE, ()).verdict == "fail"
+    step = judge([steady(4, 60, gap_ms=101)], PROFILE, ())
+    assert step.verdict == "fail"
+    assert "ITL p95 101 ms, SLO 100 ms" in step.reason
 
 
 def test_failed_requests_miss_and_are_never_dropped_from_the_quantiles() -> None:
