@@ -26,6 +26,8 @@ demo: setup  ## three promotions on the lab: one live, one refused, one that mov
 
 test:  ## all tests: first those without a cluster, then promotions on the lab (or on KUBECONFIG's cluster)
 	$(PYTHON) -m lab.setup --or-kubeconfig
+	# chromium: for the test of the UI, which fails with a message where it can not be installed
+	command -v chromium >/dev/null || apt-get install -y -q --no-install-recommends chromium >/dev/null || true
 	$(BIN)/python -m pytest $(FAST)
 	$(BIN)/python -m pytest -q $(TIMED)
 	$(BIN)/python -m pytest tests $(if $(KUBECONFIG),-m cluster,-m "lab or cluster or vllm")
