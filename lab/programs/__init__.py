@@ -105,8 +105,9 @@ def folder() -> Path:
     """The built programs' folder; its name is a hash of all that they are built from."""
     digest = hashlib.sha256(repr((MAINS, KUBERNETES_NAMES, TAGS, COMPILER)).encode())
     sources = [path for pattern in ("*.go", "go.*") for path in SOURCES.rglob(pattern)]
-    ours = [*Path(__file__).parent.glob("*_cut.py"), SOURCES.parent / "keda_manifests.py"]
-    for source in sorted({*sources, *ours}):
+    cuts = sorted(Path(__file__).parent.glob("*_cut.py"))
+    # In an order that does not depend on where the checkout is.
+    for source in (*sorted({*sources}), SOURCES.parent / "keda_manifests.py", *cuts):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return cache_folder() / "programs" / digest.hexdigest()[:16]
 
