@@ -278,7 +278,7 @@ def test_a_live_slot_scaled_to_0_makes_no_room(
             plan(client, live.cluster, live.model)
         client.scale("Deployment", live.name, 1)  # it wants a Pod, and would get the next GPU
         # Its controller may have made that Pod already, which then waits for the GPU as well.
-        with pytest.raises(NoGpus, match="live one is left as it is|live one can't make room"):
+        with pytest.raises(NoGpus, match=r"live one is left as it is|live one can't make room"):
             plan(client, live.cluster, live.model)
     finally:
         client.patch("Pod", live.name, {"metadata": {"finalizers": None}})

@@ -179,9 +179,9 @@ def test_lacking_are_new_images_and_changed_ones() -> None:
 def test_a_port_in_use_is_named_and_the_others_are_free_again() -> None:
     # Below the ports that the kernel gives to connections, which come and go.
     port = random.randrange(20000, 30000)
-    with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(LabError, match=f"port {port} of 127.0.0.1 can't be used"):
-            labs.listen(port - 1)
+    refused = pytest.raises(LabError, match=f"port {port} of 127.0.0.1 can't be used")
+    with socket.create_server(("127.0.0.1", port)), refused:
+        labs.listen(port - 1)
     socket.create_server(("127.0.0.1", port - 1)).close()
 
 
