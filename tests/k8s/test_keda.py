@@ -232,6 +232,14 @@ class Setting:
         return keda.prove_trigger(self.client, self.release, deadline_s=deadline_s)
 
 
+def comes_to_rest(engine: StreamingEngine) -> bool:
+    """Within 10 s."""
+    deadline = time.monotonic() + 10
+    while engine.running and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return engine.running == 0
+
+
 @pytest.fixture
 def setting(
     client: Client,
@@ -256,6 +264,8 @@ def setting(
         setting.conditions()
         setting.hpa()
         setting.prove(deadline_s=15)
+        # The engine notices a cut request at its next token.
+        assert comes_to_rest(engine)
         engine.posts.clear()
         yield setting
 
@@ -281,10 +291,7 @@ def test_the_proof_makes_its_own_load_and_takes_it_away(setting: Setting) -> Non
         assert (body["temperature"], body["ignore_eos"]) == (0, True)
         # 20 s of tokens: ended by the proof, not by themselves.
         assert body["max_tokens"] == own_requests.MAX_TOKENS
-    deadline = time.monotonic() + 5
-    while setting.engine.running and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert setting.engine.running == 0
+    assert comes_to_rest(setting.engine)
 
 
 def test_short_requests_are_sent_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
