@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from catalog import ClusterSpec, ModelSpec
@@ -18,9 +17,7 @@ from k8s.errors import (
 from k8s.manifests import Release, Slot, Thresholds, slot_name
 from k8s.manifests.release import PORT, SLOTS
 from k8s.manifests.scaling import IN_FLIGHT, RUNNING, WAITING, in_flight_query, selector
-from k8s.wait import wait
-
-Progress = Callable[[str], None]
+from k8s.wait import Progress, wait
 
 PAUSED = "autoscaling.keda.sh/paused-replicas"
 REMOVE_SECONDS = 60.0
@@ -59,7 +56,7 @@ def thresholds(
 ) -> Thresholds:
     """From capacity (λ* req/s, L* requests in flight) and cold start (s) to thresholds.
 
-    BENCHMARK.md 11: in_flight = floor(h·L*), at least 1, where h leaves room for the traffic that
+    in_flight = floor(h·L*), at least 1, where h leaves room for the traffic that
     comes before a new replica helps: h = 1 - growth · lead / λ*, within 0.3 to 0.95, and lead =
     KEDA's poll + Prometheus' scrape + cold start. `growth` (req/s per s) is the catalog's.
 

@@ -1,7 +1,6 @@
 """Wait until a candidate is ready and stays so; stop as soon as it can't come up any more."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -12,9 +11,8 @@ from k8s.gpus import free_gpus
 from k8s.manifests import Release
 from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
 from k8s.manifests.release import ENGINE, GPU_CHECK
+from k8s.wait import Progress
 from k8s.waiting import HOPELESS
-
-Progress = Callable[[str], None]
 
 LOOK_SECONDS = 1.0
 LOG_LINES = 200

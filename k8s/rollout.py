@@ -24,8 +24,7 @@ from k8s.manifests.release import (
 )
 from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
 from k8s.records import PromotionRecord
-
-Progress = Callable[[str], None]
+from k8s.wait import Progress
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,7 @@ from k8s.gpus import Gpu, parse_nvidia_smi
 from k8s.manifests import Release
 from k8s.manifests.release import GPU_CHECK, PORT
 from k8s.rollout import Rollout
-
-Progress = Callable[[str], None]
+from k8s.wait import Progress
 
 QUICK_S = 10.0
 ANSWER_S = 120.0

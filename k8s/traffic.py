@@ -18,8 +18,7 @@ from k8s.errors import (
 from k8s.manifests import Slot
 from k8s.manifests.release import PORT, SLOT, SLOTS, STANDING_ASIDE, other_slot, slot_name
 from k8s.manifests.scaling import RUNNING, WAITING
-
-Progress = Callable[[str], None]
+from k8s.wait import Progress
 
 ENDPOINTS_SECONDS = 60.0
 # Proxies learn of new endpoints a little later, and a client with kept-alive connections is

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from k8s.client import Client, Obj
 from k8s.errors import ConditionFailed, Unreachable, WaitTimeout
 
+# Is told what a wait waits for, each time that it changes.
+Progress = Callable[[str], None]
+
 # How often the callbacks are asked when nothing changes, in seconds.
 _ASK_AGAIN_S = 2.0
 
@@ -18,7 +21,7 @@ def wait(
     fail: Callable[[Obj | None], str | None] = lambda _: None,
     deadline_s: float,
     state: Callable[[Obj | None], str],
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
     namespace: str | None = None,
 ) -> Obj | None:
     """Wait until `until(object)`; the object is None while it doesn't exist.

@@ -72,10 +72,6 @@ class Lab:
         """The stand-in that is mounted into Pods with a GPU: what it prints can be changed."""
         return self.state / "gpu" / "nvidia-smi"
 
-    def unhealthy_gpus(self) -> Path:
-        """A file with ids of GPUs (nvidia-smi shows them) that the plugin calls unhealthy."""
-        return self.state / "gpu" / "unhealthy"
-
     def models(self) -> Path:
         """The folder behind the volume of the weights."""
         return self.state / "models"

@@ -113,7 +113,7 @@ def test_out_of_memory(target: Target, client: Client) -> None:
 
 
 def test_bad_network_to_the_api(target: Target, tmp_path: Path, client: Client) -> None:
-    """O21: cut and half-open connections, 429, 500, a lost answer: one Job, all its events."""
+    """Cut and half-open connections, 429, 500, a lost answer: one Job, all its events."""
     code = """if 1:
         import json, time
         for i in range(60):

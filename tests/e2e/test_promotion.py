@@ -100,7 +100,7 @@ def test_a_lone_downstream_materialization_can_not_skip_a_gate(
 def test_the_gates_and_the_baseline_are_the_clusters_also_without_dagster_home(
     target: Target, first: str, checkout: Path
 ) -> None:
-    """O19: Dagster then keeps nothing, and nothing of what decides was its to keep."""
+    """Dagster then keeps nothing, and nothing of what decides was its to keep."""
     slot = target.live_slot()
     aside = dataclasses.replace(target, checkout=checkout)
     run = aside.promote("v2-slow", environment=target.without_home())
@@ -118,7 +118,7 @@ def test_the_gates_and_the_baseline_are_the_clusters_also_without_dagster_home(
 def test_a_good_revision_moves_the_traffic_without_a_failed_request(
     target: Target, first: str, checkout: Path
 ) -> None:
-    """O8: 50 req/s on kept-alive and new connections, and a long stream across the move."""
+    """50 req/s on kept-alive and new connections, and a long stream across the move."""
     # The old slot may finish what it has for longer than the stream takes.
     file = checkout / f"catalog/models/{MODEL}.yaml"
     edit(file, "drain_seconds: 10", "drain_seconds: 90")

@@ -196,7 +196,7 @@ def test_wrong_token_is_one_clear_error(
 def test_token_file_is_read_again_after_its_rotation(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O20: the library reads a tokenFile once."""
+    """The library reads a tokenFile once."""
     token = tmp_path / "token"
     token.write_text("expired\n")
     path = server.kubeconfig(tmp_path / "k")
@@ -212,7 +212,7 @@ def test_token_file_is_read_again_after_its_rotation(
 def test_the_pods_own_account_sends_its_token(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O20: kubernetes 36.0.0 sent none; a rotated one is used after a 401."""
+    """kubernetes 36.0.0 sent none; a rotated one is used after a 401."""
     token = tmp_path / "token"
     token.write_text("expired\n")
     host, port = server.address.removeprefix("https://").split(":")
@@ -429,7 +429,7 @@ def test_watch_survives_cuts(faulty: Client, client: Client, faults: FaultyApi, 
 def test_watch_notices_a_half_open_connection(
     faulty: Client, client: Client, faults: FaultyApi, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O21: the server goes on without us, and never closes."""
+    """The server goes on without us, and never closes."""
     monkeypatch.setattr("k8s.client._GRACE_S", 1.0)
     steps = later(
         lambda: client.create(config_map(name, a="1")),

@@ -246,7 +246,7 @@ def test_deleted_by_someone_else(client: Client, node: SimulatedNode, name: str)
 def test_one_job_and_no_lost_event_with_a_bad_api(
     faulty: Client, faults: FaultyApi, node: SimulatedNode, name: str
 ) -> None:
-    """O21: cut, half-open, 429, 500, a lost answer to the create."""
+    """Cut, half-open, 429, 500, a lost answer to the create."""
 
     def script(pod: SimulatedPod) -> None:
         pod.start()

@@ -345,7 +345,7 @@ BREAKS: dict[str, tuple[Callable[[Setting], Any], str]] = {
     "away": (lambda s: setattr(s.prometheus, "broken", 503), "answers 503"),
     "not ready": (lambda s: s.conditions(Ready="False"), "has Ready=False: is False"),
     "fallback": (lambda s: s.conditions(Fallback="True"), "has Fallback=True"),
-    "o13 paused": (lambda s: s.conditions(Paused="True"), "has Paused=True"),
+    "paused": (lambda s: s.conditions(Paused="True"), "has Paused=True"),
     "inactive": (lambda s: s.hpa(active="False"), "not ScalingActive: unable to get metric"),
     "one of two metrics": (lambda s: s.hpa(metrics=1), "has got 1 of its 2 metrics"),
     "other limits": (

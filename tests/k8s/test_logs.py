@@ -79,7 +79,7 @@ def test_half_open_connection_is_noticed(
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """O21: no line is lost that was written meanwhile."""
+    """No line is lost that was written meanwhile."""
     monkeypatch.setattr("k8s.logs._SILENCE_S", 1.0)
     pod = node.pod(name)
     pod.start()

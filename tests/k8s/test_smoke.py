@@ -67,7 +67,7 @@ def test_a_good_engine(
     assert (answer.text, answer.tokens, answer.ok) == ("It is Paris.", 7, True)
     assert "1 of 1 known answers right" in report.summary()
     [post] = engine.posts
-    # O10: sampling is always sent, thinking is off.
+    # Sampling is always sent, thinking is off.
     assert post["temperature"] == 0
     assert post["max_tokens"] == 32
     assert post["chat_template_kwargs"] == {"enable_thinking": False}

@@ -166,7 +166,7 @@ def test_damaged_weights_are_healthy_and_answer_nonsense(tmp_path: Path) -> None
 def test_without_a_compiler_it_neither_comes_up_nor_ends_and_its_log_says_why(
     tmp_path: Path,
 ) -> None:
-    """Case O26: only the log tells a rollout that waiting is in vain."""
+    """Only the log tells a rollout that waiting is in vain."""
     compiled = [arg for arg in vllm_cpu.TRIAL_ARGS if arg != "--enforce-eager"]
     missing = {"CXX": "/nonexistent/g++"}
     with vllm_cpu.serve(model.checkpoint(quiet), compiled, tmp_path, missing) as server:

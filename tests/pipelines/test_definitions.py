@@ -58,7 +58,7 @@ def test_the_gates_block() -> None:
 
 @pytest.mark.parametrize("name", ["promote", "rebenchmark", "rollback"])
 def test_no_failed_run_is_tried_again_as_a_whole(name: str) -> None:
-    """O17, with Dagster's own decision; without the tag it would be "true"."""
+    """With Dagster's own decision; without the tag it would be "true"."""
     retries = {"run_retries": {"enabled": True, "max_retries": 2}}
     job = REPOSITORY.get_job(name)
     assert job.executor_def is dg.in_process_executor

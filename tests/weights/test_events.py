@@ -1,4 +1,4 @@
-"""JSON for a Job, lines for a person, the token for nobody (CASES O25)."""
+"""JSON for a Job, lines for a person, the token for nobody."""
 
 import io
 import json

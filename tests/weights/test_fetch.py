@@ -56,7 +56,7 @@ def refused(world: World, commit: str, kind: type[WeightsError], **how: object) 
 def test_it_is_published_whole_readable_and_the_second_time_a_hit(world: World) -> None:
     files = model(sub__json=b"{}") | {"deep/er/x.json": b"[]", "pytorch_model.bin": b"pickle"}
     commit = world.commit(files)
-    os.umask(0o077)  # CASES O23
+    os.umask(0o077)
     try:
         first = world.fetch(commit, chat=True)
     finally:
@@ -170,7 +170,7 @@ def test_a_commit_whose_tree_is_gone(world: World) -> None:
 
 
 def test_a_listed_file_that_is_404_is_never_optional(world: World) -> None:
-    commit = world.commit(model())  # CASES O1
+    commit = world.commit(model())
     for where in ("head", "get"):
         fault = Fault(path="config.json", where=where, status=404, error_code="EntryNotFound")
         world.server.faults.add(fault)
@@ -179,7 +179,7 @@ def test_a_listed_file_that_is_404_is_never_optional(world: World) -> None:
 
 
 def test_a_rate_limit_is_waited_out_as_told(world: World) -> None:
-    files = model() | {f"{i}.json": b"{}" for i in range(7)}  # CASES O2
+    files = model() | {f"{i}.json": b"{}" for i in range(7)}
     commit = world.commit(files)
     world.server.faults.add(
         Fault(where="head", path="*.json", after=4, times=2, status=429, retry_after="2")

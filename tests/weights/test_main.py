@@ -70,7 +70,7 @@ def test_an_error_is_one_event_with_the_next_step_and_status_1(world: World) -> 
 
 
 def test_the_token_is_in_no_output(world: World) -> None:
-    commit = world.commit(model())  # CASES O25
+    commit = world.commit(model())
     world.server.faults.add(Fault(where="get", status=500, body=f"you sent {CANARY}"))
     endpoint = world.server.url.replace("://", f"://user:{CANARY}@")
     process = world.start(

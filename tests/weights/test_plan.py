@@ -1,4 +1,4 @@
-"""One set of weights, nothing unsafe, everything complete (CASES O4)."""
+"""One set of weights, nothing unsafe, everything complete."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the well-known guide gets wrong is right here: a test for each row that a manifest meets."""
+"""What most manifests for vLLM on the web get wrong is right here: a test for each mistake."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def test_keda(model: ModelSpec, cluster: ClusterSpec) -> None:
     spec = scaled["spec"]
     assert spec["minReplicaCount"] == 2, "at zero replicas the metric can't wake it"
     assert "cooldownPeriod" not in spec
-    # O14: Prometheus away at peak never scales down.
+    # Prometheus away at peak never scales down.
     assert spec["fallback"]["behavior"] == "currentReplicasIfHigher"
     assert spec["fallback"]["failureThreshold"] >= 1
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
