@@ -242,7 +242,8 @@ def check(act: Act, run: Run) -> None:
     """Raise DemoFailed unless the run ended as the act says."""
     last = run.stages[-1] if run.stages else {"stage": "nothing", "outcome": "ran"}
     ended = f"{last['stage']}: {last['outcome']}, exit status {run.status}"
-    if act.live and (run.status != 0 or last["stage"] != "promoted_model"):
+    moved = any((s["stage"], s["outcome"]) == ("promoted_model", "passed") for s in run.stages)
+    if act.live and (run.status != 0 or not moved):
         raise DemoFailed(f"{act.title} should be live, but {ended}\n{tail(run.log)}")
     if not act.live and (
         run.status == 0 or last["stage"] != act.gate or last["outcome"] != "refused"
