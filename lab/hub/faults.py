@@ -5,19 +5,20 @@ from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-Where = Literal["api", "head", "get"]
+Where = Literal["api", "head", "get", "cas", "xorb"]
 
 
 @dataclass(frozen=True)
 class Fault:
     """What goes wrong, where and how often.
 
-    `where`: "api" (resolve, tree), "head" or "get" (of a file); None: all of them. `path` is a
-    file's path or a pattern; it matters for files alone. With `status` the hub answers that
-    status, with `retry_after` and `body` if given. Without it the file's content is damaged:
-    `delay_s` before the first byte, `stall_after`/`cut_after` N bytes of the answer (silence,
-    closed connection), `flip_byte` N of the file, `bytes_per_s` as a limit. `redirect` sends the
-    client to another base address.
+    `where`: "api" (resolve, tree, Xet token), "head" or "get" (of a file), "cas" or "xorb" (of the
+    simulated Xet storage: what a file is made of, its bytes); None: all of them. `path` is a
+    file's path (in Xet storage its hash) or a pattern; it matters for files alone. With `status`
+    the hub answers that status, with `retry_after` and `body` if given. Without it the file's
+    content is damaged: `delay_s` before the first byte, `stall_after`/`cut_after` N bytes of the
+    answer (silence, closed connection), `flip_byte` N of the file, `bytes_per_s` as a limit.
+    `redirect` sends the client to another base address.
     """
 
     repo: str = "*"

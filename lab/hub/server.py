@@ -2,13 +2,17 @@
 
 Status codes, X-Error-Code and messages are the real Hub's: 401 RepoNotFound for a repository that
 is missing or private when nobody is logged in, 401 or 403 GatedRepo for a gated one's files (its
-metadata is public), 404 RevisionNotFound and EntryNotFound. Files are served without Xet.
+metadata is public), 404 RevisionNotFound and EntryNotFound. Files of a commit that was made with
+`xet` are also served by a simulated Xet storage (xet.py), at the same address.
 
     GET    /api/models/<repo>[/revision/<revision>][?blobs=true]
     GET    /api/models/<repo>/tree/<revision>[/<folder>]?recursive=true   1,000 entries a page
     GET    /api/models/<repo>/refs
     POST   /api/models/<repo>/paths-info/<revision>
     HEAD, GET /<repo>/resolve/<revision>/<path>                   with Range and ETag
+    GET    /api/models/<repo>/xet-read-token/<revision>          where the Xet storage is
+    GET    /v1, /v2/reconstructions/<xet hash>                   how a file is put together
+    GET    /xorbs/<repo>/<xet hash>/<number>                     its bytes, with Range
     GET, POST, DELETE /_lab/faults                               the faults in force
     GET    /_lab/requests                                        what was asked, newest last
 """
@@ -26,6 +30,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from lab.hub import xet
 from lab.hub.faults import Fault, Faults, Where
 from lab.hub.store import Hub, NoSuchRepo, NoSuchRevision, StoredFile
 
@@ -138,6 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._admin(path, body)
             elif path.startswith("/api/models/"):
                 self._api(parts.path.removeprefix("/api/models/"), parse_qs(parts.query), body)
+            elif path.startswith(("/v1/", "/v2/")):
+                self._reconstruction(path)
+            elif path.startswith("/xorbs/"):
+                self._xorb(path)
             else:
                 self._file(parts.path)
         except Refusal as refusal:
@@ -194,6 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "paths-info" and self.command == "POST":
             wanted = _paths_asked(body, self.headers.get("Content-Type", ""))
             self._json([_entry(files[path]) for path in wanted if path in files])
+        elif what == "xet-read-token":
+            self._readable(repo, gated_too=True)
+            content, headers = xet.connection(self._url(), repo)
+            self._json(content, headers=headers)
         else:
             raise Refusal(404, None, f"no such page: {self.path}")
 
@@ -223,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(query.get("cursor", ["0"])[0])
         headers = {}
         if start + PAGE < len(listing):
-            more = f"http://{self.headers['Host']}/api/models/{rest}?cursor={start + PAGE}"
+            more = f"{self._url()}/api/models/{rest}?cursor={start + PAGE}"
             more += f"&recursive={str(recursive).lower()}"
             headers["Link"] = f'<{more}>; rel="next"'
         self._json(listing[start : start + PAGE], headers=headers)
@@ -242,7 +255,56 @@ class _Handler(BaseHTTPRequestHandler):
         file = self.server.owner.hub.files(repo, commit).get(path)
         if file is None:
             raise Refusal(404, "EntryNotFound", "Entry not found")
-        self._send_file(file, commit, fault)
+        self._send_file(file, repo, commit, fault)
+
+    def _reconstruction(self, path: str) -> None:
+        version, what, *rest = path.lstrip("/").split("/")
+        if what != "reconstructions" or len(rest) != 1 or self.command != "GET":
+            raise Refusal(404, None, f"no such page: {self.command} {path}")
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not token.startswith(xet.TOKEN_PREFIX):
+            raise Refusal(401, None, "the CAS needs the token of xet-read-token")
+        repo, digest = token.removeprefix(xet.TOKEN_PREFIX), rest[0]
+        if self._shown(self.server.owner.faults.match(repo, digest, "cas")):
+            return
+        size = self._blob(digest).stat().st_size
+        try:
+            start, end = _range(self.headers.get("Range"), size)
+        except ValueError:
+            raise Refusal(416, None, "the range is after the file's end") from None
+        url = self._url()
+        self._json(xet.reconstruction(version, url, repo, digest, size, start, end))
+
+    def _xorb(self, path: str) -> None:
+        words = path.lstrip("/").split("/")
+        if len(words) != 5 or not words[4].isdecimal() or self.command != "GET":
+            raise Refusal(404, None, f"no such page: {self.command} {path}")
+        repo, digest, number = "/".join(words[1:3]), words[3], int(words[4])
+        fault = self.server.owner.faults.match(repo, digest, "xorb")
+        if self._shown(fault):
+            return
+        content = xet.xorb(self._blob(digest), number)
+        try:
+            start, end = _range(self.headers.get("Range"), len(content))
+        except ValueError:
+            raise Refusal(416, None, "no such part of the xorb") from None
+        self._note(206)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        self._send_damaged(content[start:end], number * xet.XORB_BYTES + start, fault or Fault())
+
+    def _blob(self, digest: str) -> Path:
+        blob = self.server.owner.hub.root / "blobs" / digest
+        if not digest.isalnum() or not blob.is_file():
+            raise Refusal(404, None, f"no file {digest} in Xet storage")
+        return blob
+
+    def _url(self) -> str:
+        """The hub's address as this client knows it."""
+        return f"http://{self.headers['Host']}"
 
     # -- who may read what --------------------------------------------------------------------
 
@@ -321,7 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _send_file(self, file: StoredFile, commit: str, fault: Fault | None) -> None:
+    def _send_file(self, file: StoredFile, repo: str, commit: str, fault: Fault | None) -> None:
         asked = self.headers.get("Range") if self.command == "GET" else None
         try:
             start, end = _range(asked, file.size)
@@ -341,6 +403,9 @@ class _Handler(BaseHTTPRequestHandler):
         if file.lfs:
             self.send_header("X-Linked-Etag", f'"{file.sha256}"')
             self.send_header("X-Linked-Size", str(file.size))
+        if file.xet:
+            for name, value in xet.file_headers(self._url(), repo, commit, file.sha256).items():
+                self.send_header(name, value)
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{file.size}")
         self.send_header("Content-Type", "application/octet-stream")
@@ -401,6 +466,8 @@ def _entry(file: StoredFile) -> dict[str, Any]:
     }
     if file.lfs:
         entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
+    if file.xet:
+        entry["xetHash"] = file.sha256
     return entry
 
 

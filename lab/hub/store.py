@@ -27,7 +27,10 @@ CHUNK = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a commit. `oid` is git's id: of the content, or of the pointer of an LFS file."""
+    """One file of a commit. `oid` is git's id: of the content, or of the pointer of an LFS file.
+
+    `xet`: it can be downloaded from Xet storage, too.
+    """
 
     path: str
     size: int
@@ -35,6 +38,7 @@ class StoredFile:
     oid: str
     lfs: bool
     pointer_size: int = 0
+    xet: bool = False
 
     @property
     def etag(self) -> str:
@@ -64,13 +68,17 @@ class Hub:
         files: Mapping[str, Path | bytes],
         ref: str = "main",
         visibility: Visibility = "public",
+        *,
+        xet: bool = False,
     ) -> str:
         """Make a commit of exactly these files and point `ref` at it.
+
+        `xet`: its LFS files are in Xet storage, as most on the real Hub are.
 
         A Path is hard-linked, not copied, where the file system allows it: it must not change
         afterwards. Returns the 40-hex commit.
         """
-        stored = [self._store(path, content) for path, content in sorted(files.items())]
+        stored = [self._store(path, content, xet) for path, content in sorted(files.items())]
         tree = "".join(f"{file.path}\0{file.oid}\n" for file in stored)
         commit = hashlib.sha1(tree.encode()).hexdigest()
         folder = self._folder(repo)
@@ -141,7 +149,7 @@ class Hub:
         about: dict[str, Any] = json.loads(path.read_text())
         return about
 
-    def _store(self, path: str, content: Path | bytes) -> StoredFile:
+    def _store(self, path: str, content: Path | bytes, xet: bool) -> StoredFile:
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         lfs = Path(path).suffix in LFS_SUFFIXES or size >= LFS_SIZE
         sha256 = hashlib.sha256()
@@ -159,7 +167,8 @@ class Hub:
         blob = self.root / "blobs" / digest
         if not blob.exists():
             _place(content, blob)
-        return StoredFile(path, size, digest, git.hexdigest(), lfs, len(pointer) if lfs else 0)
+        pointer_size = len(pointer) if lfs else 0
+        return StoredFile(path, size, digest, git.hexdigest(), lfs, pointer_size, xet and lfs)
 
 
 def _chunks(content: Path | bytes) -> list[bytes] | Any:
