@@ -1,6 +1,5 @@
 """Fetch a commit: hit, or plan, download and verify beside each other, and publish."""
 
-import os
 import shutil
 import threading
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -146,7 +146,7 @@ class _Fetch:
         self.settled: dict[str, int] = {}  # path -> bytes of files that are in their place
         self.history: deque[tuple[float, int]] = deque(maxlen=RATE_REPORTS)  # when, bytes so far
         self.busy: dict[str, float] = {}  # path -> since when
-        self.seen = 0
+        self.arrived: dict[str, int] = {}  # path -> bytes of files on their way
 
     def run(self) -> Fetched | None:
         """Fetch and publish. None: another fetch was faster, look again."""
@@ -234,7 +234,14 @@ class _Fetch:
         work = self.where.work / "files"
         for attempt in range(1, DOWNLOADS + 1):
             path = self.pace.persist(
-                lambda: hubs.download(self.hub, self.wanted.repo, self.wanted.commit, file, work),
+                lambda: hubs.download(
+                    self.hub,
+                    self.wanted.repo,
+                    self.wanted.commit,
+                    file,
+                    work,
+                    partial(self._arrived, file),
+                ),
                 lambda error: hubs.understand(error, self.hub, place, resolved=True),
             )
             wrong = verify.problem(path, file, self._hashed)
@@ -253,6 +260,10 @@ class _Fetch:
         )
 
     def _hashed(self, _: int) -> None:
+        self.pace.alive()
+
+    def _arrived(self, file: File, count: int) -> None:
+        self.arrived[file.path] = min(count, file.size)
         self.pace.alive()
 
     # -- all of them --------------------------------------------------------------------------
@@ -298,10 +309,6 @@ class _Fetch:
             raise failures[0]
 
     def _tick(self) -> None:
-        done = self._bytes_here()
-        if done != self.seen:
-            self.seen = done
-            self.pace.alive()
         waiting_for = ", ".join(list(self.busy)[:3]) or "the list of files"
         self.pace.check(self.wanted.place, waiting_for)
         self._report()
@@ -309,13 +316,12 @@ class _Fetch:
         self._sweep()
 
     def _bytes_here(self) -> int:
-        """Bytes that have arrived so far: in place, and in the work folder."""
-        here = sum(list(self.settled.values()))
-        for folder, _, names in os.walk(self.where.work):
-            for name in names:
-                with suppress(OSError):  # moved or given up meanwhile
-                    here += (Path(folder) / name).stat().st_size
-        return min(here, self.total) if self.total else here
+        """Bytes that have arrived so far: of files in place, and of those on their way.
+
+        The files that grow in the work folder don't tell: Xet's client writes in large parts.
+        """
+        under_way = sum(n for path, n in list(self.arrived.items()) if path not in self.settled)
+        return sum(list(self.settled.values())) + under_way
 
     def _report(self) -> None:
         if not self.total:

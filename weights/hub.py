@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -35,7 +35,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import logging as hub_logging
 
-from weights import errors
+from weights import errors, xet
 from weights.errors import Place, WeightsError
 from weights.manifest import File
 
@@ -110,8 +110,18 @@ def tree(hub: Hub, repo: str, commit: str) -> Iterator[File]:
             yield File(entry.path, size, sha256, None if sha256 else entry.blob_id)
 
 
-def download(hub: Hub, repo: str, commit: str, file: File, folder: Path) -> Path:
-    """Download one file below `folder`, where it must not lie yet. Returns its path."""
+def download(
+    hub: Hub,
+    repo: str,
+    commit: str,
+    file: File,
+    folder: Path,
+    arrived: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """Download one file below `folder`, where it must not lie yet. Returns its path.
+
+    `arrived` is told the bytes so far, by threads of the client.
+    """
     return Path(
         hf_hub_download(
             repo,
@@ -120,6 +130,7 @@ def download(hub: Hub, repo: str, commit: str, file: File, folder: Path) -> Path
             local_dir=folder,
             endpoint=hub.endpoint,
             token=hub.token or False,
+            tqdm_class=xet.counter(arrived),
         )
     )
 
@@ -162,6 +173,8 @@ def understand(error: Exception, hub: Hub, place: Place, *, resolved: bool) -> W
 
 def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> WeightsError | None:
     again = "start again later: finished files are kept"
+    if found := xet.understand(error, place):
+        return found
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, BadAnswer):
         said = f"{hub.host} answers {error.status} for {place}"
