@@ -32,15 +32,6 @@ RESOLVE_SECONDS = 300
 DOWNLOAD_SECONDS = 6 * 3600
 
 DOWNLOAD_MEMORY = "4Gi"
-# All below DOWNLOAD_MEMORY. HF_XET_HIGH_PERFORMANCE must never be set: it lifts these caps to
-# 64 GB, so that the Job is killed (xet-core#927, hub#3300).
-XET_ENV = {
-    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_LIMIT": "1gb",
-    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_SIZE": "512mb",
-    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_PERFILE_SIZE": "128mb",
-    "HF_XET_RECONSTRUCTION_MIN_PREFETCH_BUFFER": "256mb",
-    "HF_XET_DATA_MAX_CONCURRENT_FILE_DOWNLOADS": "4",
-}
 
 
 def resolve_job(
@@ -172,7 +163,6 @@ def _hub_env(model: ModelSpec, cluster: ClusterSpec) -> list[Obj]:
         # Links between blobs break on a shared volume.
         "HF_HUB_DISABLE_SHARED_BLOBS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        **XET_ENV,
     }
     if cluster.hub_endpoint:
         variables["HF_ENDPOINT"] = cluster.hub_endpoint

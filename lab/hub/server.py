@@ -284,6 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self._shown(fault):
             return
         content = xet.xorb(self._blob(digest), number)
+        if not content:
+            raise Refusal(404, None, f"{digest} has no xorb {number}")
         try:
             start, end = _range(self.headers.get("Range"), len(content))
         except ValueError:
