@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,9 @@ def test_a_good_revision_moves_the_traffic_without_a_failed_request(
     assert summary["failures"] == 0, summary
     assert summary["requests"] >= 0.9 * RATE * summary["seconds"], summary
     assert set(summary["revisions"]) >= {first, target.live_commit()}, summary
+    with urllib.request.urlopen(f"{target.lab.hub}/_lab/requests", timeout=30) as answer:
+        asked = [request["path"] for request in json.load(answer)]
+    assert any(path.startswith("/xorbs/") for path in asked), "v3 comes from Xet storage"
     arrived = json.loads(told)
     assert arrived["whole"], arrived
     assert moved
