@@ -80,10 +80,11 @@ class World:
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """`python -m weights …` as a process of its own."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        home = str(self.root.parent / "home")
         return subprocess.Popen(
             [sys.executable, "-m", "weights", *arguments],
             cwd=ROOT,
-            env={**clean, "HF_ENDPOINT": self.server.url, **environment},
+            env={**clean, "HF_ENDPOINT": self.server.url, "HF_HOME": home, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
