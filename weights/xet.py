@@ -71,6 +71,11 @@ def understand(error: BaseException, place: Place) -> WeightsError | None:
     again = "start again later: finished files are kept"
     if match := STATUS.search(text):
         return _refusal(int(match[1]), storage, place, again)
+    if text.startswith("I/O error: "):  # before the download: not the volume
+        return errors.UsageError(
+            f"Xet's client can't use its folder for logs and caches: {text}",
+            f"set HF_HOME (or HF_XET_CACHE) to a folder that can be written; or {NO_XET}",
+        )
     if (number := OS_ERROR.search(text)) and int(number[1]) in VOLUME_ERRORS:
         return errors.volume_error(OSError(int(number[1]), text), place.file, place)
     if any(word in text.lower() for word in DAMAGE):

@@ -303,6 +303,14 @@ def test_after_a_kill_the_next_fetch_is_whole(
     assert world.published(commit) == FILES and world.left_over() == []
 
 
+def test_a_home_that_can_not_be_written_is_named(world: World, commit: str) -> None:
+    process = world.start(*world.fetch_arguments(commit), HF_HOME="/proc/no-home")
+    out, _ = process.communicate(timeout=120)
+    last = json.loads(out.splitlines()[-1])
+    assert (process.returncode, last["error"]) == (1, "UsageError")
+    assert "HF_HOME" in last["next"] and "os error" in last["message"]
+
+
 # -- the client's settings --------------------------------------------------------------------
 
 
