@@ -20,3 +20,6 @@ os.environ.setdefault("HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_LIMIT", "160mb")
 # A silent connection is opened anew well before the watchdog (weights.pace) gives the fetch up;
 # a fetch that is started again has lost what it had of the file.
 os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", "30s")
+# It tries a request six times with up to so long between them: then the fetch says what is wrong,
+# before its watchdog does.
+os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", "20s")

@@ -328,6 +328,7 @@ def test_the_clients_settings_are_those_that_this_version_knows() -> None:
         "reconstruction.download_buffer_size": "160000000",
         "reconstruction.download_buffer_limit": "160000000",
         "client.read_timeout": "0:00:30",
+        "client.retry_max_duration": "0:00:20",
         "telemetry.enabled": "False",
         "chunk_cache.size_bytes": "0",
     }
