@@ -318,7 +318,8 @@ def test_the_clients_settings_are_those_that_this_version_knows() -> None:
     code = (
         "import json, weights, hf_xet; c = hf_xet.XetConfig(); print(json.dumps({k: str(c.get(k)) "
         "for k in ('reconstruction.download_buffer_size', 'reconstruction.download_buffer_limit',"
-        " 'client.read_timeout', 'telemetry.enabled', 'chunk_cache.size_bytes')}))"
+        " 'client.read_timeout', 'client.retry_max_duration', 'telemetry.enabled',"
+        " 'chunk_cache.size_bytes')}))"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     out = subprocess.run(
