@@ -1,16 +1,22 @@
 """Stage: the weights, fetched, verified and published on the cluster's volume."""
 
+import time
 from dataclasses import dataclass
 
 import dagster as dg
 
 from assets.model_revision import Revision
 from assets.partitions import MODELS
+from assets.promotion import LEASE_TTL_S, Promotion
 from assets.resources import Cluster, Reports
 from assets.stage import stage
-from k8s.errors import JobFailed
-from k8s.jobs import run_job
+from k8s import rollout
+from k8s.client import Obj
+from k8s.errors import JobFailed, KubernetesError
+from k8s.jobs import JobResult, await_end, run_job, running
+from k8s.lease import Lease
 from k8s.manifests import download_job
+from k8s.manifests.release import PROMOTION, WEIGHTS
 
 DEADLINE_S = 6.1 * 3600  # the Job's own is 6 h
 RETRIES = 2
@@ -52,9 +58,7 @@ def model_weights(
             attempt=context.retry_number,
         )
         try:
-            done = run_job(
-                promotion.client, job, deadline_s=DEADLINE_S, on_event=promotion.on_event
-            )
+            done = only_writer(promotion, job)
         except JobFailed as error:
             if error.error in TRANSIENT and context.retry_number < RETRIES:
                 context.log.warning(f"{error} Tries again in {RETRY_AFTER_S} s.")
@@ -87,3 +91,54 @@ def model_weights(
                 "job seconds": round(done.seconds, 1),
             },
         )
+
+
+def only_writer(promotion: Promotion, job: Obj) -> JobResult:
+    """Run a download Job while no other promotion, of whatever model, fetches the same commit.
+
+    Who waited finds the commit published. Two writers could spoil nothing, so a Lease that is
+    lost on the way is no reason to stop: it only keeps bytes from being fetched twice. The Job of
+    a run that was killed goes on without a Lease, and is waited for likewise.
+    """
+    client, weights = promotion.client, job["metadata"]["labels"][WEIGHTS]
+    for deed in rollout.end_downloads(client, promotion.model, promotion.id, [weights]):
+        promotion.say(deed)
+    lease = Lease.acquire(
+        client,
+        weights,
+        f"{promotion.model.name}/{promotion.id}",
+        ttl_s=LEASE_TTL_S,
+        wait_s=DEADLINE_S,
+        waiting=promotion.say,
+    )
+    try:
+        with lease:
+            _await_orphans(promotion, job)
+            return run_job(client, job, deadline_s=DEADLINE_S, on_event=promotion.on_event)
+    finally:
+        try:
+            lease.release()
+        except KubernetesError as error:
+            promotion.log.warning(f"The Lease could not be given back: {error} It expires.")
+
+
+def _await_orphans(promotion: Promotion, job: Obj) -> None:
+    """Wait for the downloads of the same commit that still run, though the Lease is ours."""
+    weights, own = job["metadata"]["labels"][WEIGHTS], job["metadata"]["name"]
+    deadline = time.monotonic() + DEADLINE_S
+    for other in running(promotion.client, {WEIGHTS: weights}):
+        meta = other["metadata"]
+        if meta["name"] == own:  # run_job adopts it
+            continue
+        promotion.say(
+            f"Job {meta['name']} of run {meta['labels'].get(PROMOTION)} fetches these weights, and "
+            "nobody holds their Lease any more: waits for its end"
+        )
+        failure = await_end(
+            promotion.client,
+            other,
+            deadline_s=deadline - time.monotonic(),
+            on_event=promotion.on_event,
+        )
+        if failure:
+            promotion.say(f"{failure} Fetches them itself.")

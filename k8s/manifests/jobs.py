@@ -19,10 +19,12 @@ from k8s.manifests.release import (
     MODELS,
     PROMOTION,
     UID,
+    WEIGHTS,
     Obj,
     Release,
     content_hash,
     labels,
+    weights_key,
 )
 
 # Finished Jobs stay for a day, for those who want to look; the pipeline has read their logs.
@@ -97,6 +99,8 @@ def download_job(
         "fsGroup": UID,
         "fsGroupChangePolicy": "OnRootMismatch",
     }
+    marks = job["metadata"]["labels"]
+    job["metadata"]["labels"] = {**marks, WEIGHTS: weights_key(model.repo, commit)}
     return job
 
 

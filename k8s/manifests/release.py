@@ -16,6 +16,7 @@ MODEL = f"{DOMAIN}/model"
 SLOT = f"{DOMAIN}/slot"
 PROMOTION = f"{DOMAIN}/promotion"
 COMMIT = f"{DOMAIN}/commit"
+WEIGHTS = f"{DOMAIN}/weights"  # on a download Job: the weights_key of what it publishes
 GATE = f"{DOMAIN}/gate."  # annotation prefix: gate.<name>
 RECORD = f"{DOMAIN}/record"  # on a slot that is or was live: sha256:<digest> of its record
 STANDING_ASIDE = f"{DOMAIN}/standing-aside"  # on a live slot that made room (strategy recreate)
@@ -89,6 +90,11 @@ def labels(component: str, model: ModelSpec | None = None, **more: str) -> dict[
 def engine_selector(model: ModelSpec, slot: Slot) -> dict[str, str]:
     """The labels that tell a slot's Pods from all others."""
     return {"app.kubernetes.io/component": ENGINE, MODEL: model.name, SLOT: slot}
+
+
+def weights_key(repo: str, commit: str) -> str:
+    """Names a commit's weights on the volume, whichever models use them: a Lease, a label."""
+    return f"weights-{content_hash({'repo': repo, 'commit': commit})}"
 
 
 def content_hash(obj: Obj) -> str:

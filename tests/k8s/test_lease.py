@@ -37,11 +37,15 @@ def test_held_by_another_names_it_and_how_to_look(client: Client, name: str) -> 
     assert error.value.holder == "run-1"
 
 
-def test_waits_for_the_release(client: Client, name: str) -> None:
+def test_waits_for_the_release_and_says_for_whom(client: Client, name: str) -> None:
     first = Lease.acquire(client, name, "run-1", ttl_s=60)
+    since = spec(client, name)["acquireTime"]
     threading.Timer(1.0, first.release).start()
-    Lease.acquire(client, name, "run-2", ttl_s=60, wait_s=10)
+    said: list[str] = []
+    Lease.acquire(client, name, "run-2", ttl_s=60, wait_s=10, waiting=said.append)
     assert spec(client, name)["holderIdentity"] == "run-2"
+    [once] = said
+    assert f"Lease {name} is held by run-1 since {since}; waits for it" in once
 
 
 @pytest.mark.parametrize("clock", ["1999-01-01T00:00:00.000000Z", "2999-01-01T00:00:00.000000Z"])
