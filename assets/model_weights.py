@@ -1,7 +1,7 @@
 """Stage: the weights, fetched, verified and published on the cluster's volume."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import dagster as dg
 
@@ -15,7 +15,7 @@ from k8s.client import Obj
 from k8s.errors import JobFailed, KubernetesError
 from k8s.jobs import JobResult, await_end, run_job, running
 from k8s.lease import Lease
-from k8s.manifests import download_job
+from k8s.manifests import ServedAdapter, adapter_job, download_job
 from k8s.manifests.release import PROMOTION, WEIGHTS
 
 DEADLINE_S = 6.1 * 3600  # the Job's own is 6 h
@@ -27,7 +27,10 @@ TRANSIENT = {"HubFailed", "HubUnreachable", "RateLimited", "Stalled"}
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights of one commit. `hit`: they were there already, and were verified."""
+    """Published weights of one commit, and of the model's LoRA adapters.
+
+    `hit`: all of it was there already, and was verified. `seconds`: that the Jobs ran.
+    """
 
     commit: str
     path: str
@@ -36,6 +39,8 @@ class Weights:
     bytes: int
     read_bytes_per_s: float
     hit: bool
+    seconds: float
+    adapters: tuple[ServedAdapter, ...] = ()
 
 
 @dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"huggingface"})
@@ -50,32 +55,19 @@ def model_weights(
     A Hub that is away for a moment is asked again; no other stage is ever retried.
     """
     with stage(context, cluster, reports) as promotion:
-        job = download_job(
-            promotion.model,
-            promotion.cluster,
-            model_revision.commit,
-            promotion.id,
-            attempt=context.retry_number,
-        )
         try:
-            done = only_writer(promotion, job)
+            weights = fetch(promotion, model_revision, context.retry_number)
         except JobFailed as error:
             if error.error in TRANSIENT and context.retry_number < RETRIES:
                 context.log.warning(f"{error} Tries again in {RETRY_AFTER_S} s.")
                 raise dg.RetryRequested(RETRIES, RETRY_AFTER_S) from error
             raise
-        found = done.result
-        weights = Weights(
-            commit=str(found["commit"]),
-            path=str(found["path"]),
-            manifest_digest=str(found["manifest_digest"]),
-            files=int(found["files"]),
-            bytes=int(found["bytes"]),
-            read_bytes_per_s=float(found["read_bytes_per_s"]),
-            hit=bool(found["hit"]),
+        adapters = "".join(
+            f", adapter {adapter.name} (rank {adapter.rank}, {adapter.bytes / 1e6:.1f} MB)"
+            for adapter in weights.adapters
         )
         promotion.decided_by = (
-            f"{weights.files} files, {weights.bytes / 1e6:.0f} MB, "
+            f"{weights.files} files, {weights.bytes / 1e6:.0f} MB{adapters}, "
             f"{'were there' if weights.hit else 'fetched'} and verified"
         )
         return dg.MaterializeResult(
@@ -88,9 +80,59 @@ def model_weights(
                 "bytes": weights.bytes,
                 "read MB/s": round(weights.read_bytes_per_s / 1e6, 1),
                 "was there": weights.hit,
-                "job seconds": round(done.seconds, 1),
+                "job seconds": round(weights.seconds, 1),
+                "adapters": dg.MetadataValue.json([asdict(a) for a in weights.adapters]),
             },
         )
+
+
+def fetch(promotion: Promotion, revision: Revision, attempt: int) -> Weights:
+    """See to it that the weights and the adapters, which are compared with them, are published.
+
+    A download that a killed run of this model left is ended if it is of other weights. Raises
+    JobFailed, LeaseHeld, WaitTimeout.
+    """
+    model, cluster, run = promotion.model, promotion.cluster, promotion.id
+    jobs = [download_job(model, cluster, revision.commit, run, attempt)]
+    jobs += [
+        adapter_job(
+            model,
+            cluster,
+            adapter,
+            revision.adapters[adapter.name],
+            run,
+            attempt,
+            base=revision.commit,
+        )
+        for adapter in model.adapters
+    ]
+    wanted = [job["metadata"]["labels"][WEIGHTS] for job in jobs]
+    for deed in rollout.end_downloads(promotion.client, model, run, wanted):
+        promotion.say(deed)
+    done = [only_writer(promotion, job) for job in jobs]
+    found, *others = [one.result for one in done]
+    return Weights(
+        commit=str(found["commit"]),
+        path=str(found["path"]),
+        manifest_digest=str(found["manifest_digest"]),
+        files=int(found["files"]),
+        bytes=int(found["bytes"]),
+        read_bytes_per_s=float(found["read_bytes_per_s"]),
+        hit=all(one.result["hit"] for one in done),
+        seconds=sum(one.seconds for one in done),
+        adapters=tuple(
+            ServedAdapter(
+                name=adapter.name,
+                repo=adapter.repo,
+                revision=adapter.revision,
+                commit=str(fetched["commit"]),
+                rank=int(fetched["rank"]),
+                bytes=int(fetched["bytes"]),
+                manifest_digest=str(fetched["manifest_digest"]),
+            )
+            for adapter, fetched in zip(model.adapters, others, strict=True)
+        ),
+    )
 
 
 def only_writer(promotion: Promotion, job: Obj) -> JobResult:
@@ -101,8 +143,6 @@ def only_writer(promotion: Promotion, job: Obj) -> JobResult:
     a run that was killed goes on without a Lease, and is waited for likewise.
     """
     client, weights = promotion.client, job["metadata"]["labels"][WEIGHTS]
-    for deed in rollout.end_downloads(client, promotion.model, promotion.id, [weights]):
-        promotion.say(deed)
     lease = Lease.acquire(
         client,
         weights,

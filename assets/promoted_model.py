@@ -53,6 +53,7 @@ def promoted_model(
             commit=model_weights.commit,
             manifest_digest=model_weights.manifest_digest,
             weights_bytes=model_weights.bytes,
+            adapters=model_weights.adapters,
             spec=promotion.model,
             image_digest=rollout.image_digest,
             template_hash=rollout.template_hash,
@@ -78,6 +79,7 @@ def promoted_model(
             metadata={
                 "model": record.spec.name,
                 "commit": record.commit,
+                "adapters": dg.MetadataValue.json({a.name: a.commit for a in record.adapters}),
                 "slot": record.slot,
                 "report": dg.MetadataValue.path(folder / "report.html"),
                 "record": dg.MetadataValue.json(record.model_dump(mode="json")),

@@ -19,6 +19,9 @@ RESERVED_ARGS = {
     "--port": "nothing: the Service expects 8000",
     "--host": "nothing: the Pod listens on all its addresses",
     "--shutdown-timeout": "rollout.drain_seconds",
+    "--enable-lora": "adapters",
+    "--lora-modules": "adapters",
+    "--max-lora-rank": "adapters: it is in their own configuration",
     "--api-key": "nothing: engines with a key are not supported yet",
     "--config": "nothing: its content would escape these checks, write it as args",
 }
@@ -51,6 +54,17 @@ class Weights(Spec):
     allow_pickle: bool = False
     # Secret in the cluster's namespace with the key HF_TOKEN; only the Jobs see it.
     token_secret: ObjectName | None = None
+
+
+class Adapter(Spec):
+    """A LoRA adapter that is served beside its model, under a name of its own."""
+
+    # As vLLM takes it in --lora-modules name=path.
+    name: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?$", max_length=63)
+    ]
+    repo: HubRepo
+    revision: Annotated[str, StringConstraints(min_length=1)]
 
 
 class KnownAnswer(Spec):
@@ -150,6 +164,7 @@ class ModelSpec(Spec):
     env: dict[str, str] = {}
     chat: bool = True
     weights: Weights = Weights()
+    adapters: tuple[Adapter, ...] = ()
     smoke: Annotated[tuple[KnownAnswer, ...], Field(min_length=1)]
     traffic: Traffic
     slo: Slo
@@ -188,6 +203,21 @@ class ModelSpec(Spec):
             if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key):
                 raise ValueError(f"{key}: secrets don't belong into the catalog")
         return env
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        """A request names its model or an adapter, so each name may stand there once."""
+        taken = {self.served_name: "served_name"}
+        for place, adapter in enumerate(self.adapters):
+            if adapter.name in taken:
+                raise Misfit(
+                    f"{adapter.name!r} is the name of {taken[adapter.name]} already",
+                    "adapters",
+                    place,
+                    "name",
+                )
+            taken[adapter.name] = f"adapters.{place}"
+        return self
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:

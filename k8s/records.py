@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from catalog import ModelSpec
+from catalog import ClusterSpec, ModelSpec
 from k8s.client import Client
 from k8s.errors import KubernetesError
-from k8s.manifests.release import RECORD, Slot, labels, slot_name
+from k8s.manifests.release import RECORD, Release, ServedAdapter, Slot, labels, slot_name
 
 FORMAT = 1
 # Not the rollout's: an apply of the Deployment must not take the digest away.
@@ -31,6 +31,7 @@ class PromotionRecord(BaseModel):
     commit: str
     manifest_digest: str
     weights_bytes: int
+    adapters: tuple[ServedAdapter, ...] = ()
     spec: ModelSpec  # as the catalog had it
     image_digest: str  # as the Pod ran it
     template_hash: str
@@ -45,6 +46,25 @@ class PromotionRecord(BaseModel):
     strategy: str
     simulated: list[str]
     versions: dict[str, str] = {}
+
+    def release(
+        self, cluster: ClusterSpec, *, slot: Slot | None = None, promotion: str | None = None
+    ) -> Release:
+        """What was promoted, to be rolled out or compared once more, elsewhere if so asked."""
+        return Release(
+            self.spec,
+            cluster,
+            self.commit,
+            slot or self.slot,
+            promotion or self.promotion,
+            self.startup_seconds,
+            self.adapters,
+        )
+
+    def weights(self) -> set[tuple[str, str]]:
+        """(repository, commit) of all that it needs on the volume."""
+        adapters = {(adapter.repo, adapter.commit) for adapter in self.adapters}
+        return {(self.spec.repo, self.commit), *adapters}
 
 
 def name(model: ModelSpec) -> str:

@@ -20,8 +20,10 @@ from k8s.manifests.release import (
     PROMOTION,
     SLOTS,
     STANDING_ASIDE,
+    UNKNOWN_COMMIT,
     WEIGHTS,
     other_slot,
+    unresolved,
 )
 from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
 from k8s.records import PromotionRecord
@@ -68,7 +70,8 @@ def preflight(client: Client, cluster: ClusterSpec, model: ModelSpec) -> None:
                 code=404,
             )
     slot = traffic.idle_slot(client, model)
-    refuse_conflicts(client, Release(model, cluster, "0" * 40, slot, "preflight", 60))
+    unknown, adapters = UNKNOWN_COMMIT, unresolved(model)
+    refuse_conflicts(client, Release(model, cluster, unknown, slot, "preflight", 60, adapters))
 
 
 def refuse_conflicts(client: Client, release: Release) -> None:
@@ -364,9 +367,7 @@ def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list
     manager where the API server knows them. Also what of the record's spec this cluster doesn't
     take any more (a node pool that was renamed).
     """
-    release = Release(
-        record.spec, cluster, record.commit, record.slot, record.promotion, record.startup_seconds
-    )
+    release = record.release(cluster)
     settled = slots.settled(client, record.spec, record.slot)
     if settled is None:
         return [f"Deployment {release.name} is gone"]
