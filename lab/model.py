@@ -142,7 +142,7 @@ def tiny_files() -> dict[str, Path | bytes]:
     }
 
 
-def adapter_files(scale: float = 0.0) -> dict[str, Path | bytes]:
+def adapter_files(scale: float = 0.0) -> dict[str, bytes]:
     """A LoRA adapter of SmolLM2-135M-Instruct as PEFT saves it, untrained: B is all `scale`, so
     with 0 it changes nothing and is there to be fetched, compared and served.
     """

@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from assets import model_weights
-from assets.model_weights import only_writer
+from assets.model_revision import Revision
+from assets.model_weights import fetch, only_writer
 from assets.promotion import Promotion
 from catalog import ClusterSpec, ModelSpec
+from catalog.model import Adapter
 from k8s import jobs
 from k8s.client import Client, Obj
 from k8s.errors import JobFailed
 from k8s.lease import Lease
-from k8s.manifests import download_job
+from k8s.manifests import ServedAdapter, adapter_job, download_job
 from k8s.manifests.release import WEIGHTS, weights_key
 from tests.k8s.simulated_node import SimulatedNode, SimulatedPod
 
@@ -71,6 +73,41 @@ def fetches(pod: SimulatedPod) -> None:
     pod.start()
     pod.say(event="result", commit=COMMIT)
     pod.end()
+
+
+def test_adapters_are_fetched_after_the_model_and_served_by_their_commits(
+    first: Promotion, node: SimulatedNode
+) -> None:
+    adapters = (
+        Adapter(name="sql", repo=f"{first.model.repo}-sql", revision="main"),
+        Adapter(name="legal", repo=f"{first.model.repo}-legal", revision="v2"),
+    )
+    first.model = first.model.model_copy(update={"adapters": adapters})
+    revision = Revision(first.model.repo, "main", COMMIT, {"sql": "5" * 40, "legal": "6" * 40})
+    order: list[str] = []
+
+    def plays(job: Obj, **result: object) -> None:
+        def script(pod: SimulatedPod) -> None:
+            order.append(job["spec"]["template"]["spec"]["containers"][0]["command"][5])
+            pod.start()
+            pod.say(event="result", bytes=1000, manifest_digest="sha256:d", **result)
+            pod.end()
+
+        node.play(job["metadata"]["name"], script)
+
+    whole = {"path": "/models/x", "files": 3, "read_bytes_per_s": 1e9}
+    plays(job_of(first), commit=COMMIT, hit=True, **whole)
+    for adapter, rank in zip(adapters, (4, 16), strict=True):
+        commit = revision.adapters[adapter.name]
+        job = adapter_job(first.model, first.cluster, adapter, commit, first.id, base=COMMIT)
+        plays(job, commit=commit, hit=adapter.name == "sql", rank=rank)
+    weights = fetch(first, revision, 0)
+    assert order == [first.model.repo, adapters[0].repo, adapters[1].repo]
+    assert weights.adapters == (
+        ServedAdapter("sql", adapters[0].repo, "main", "5" * 40, 4, 1000, "sha256:d"),
+        ServedAdapter("legal", adapters[1].repo, "v2", "6" * 40, 16, 1000, "sha256:d"),
+    )
+    assert not weights.hit, "one of them was fetched"
 
 
 def test_two_models_of_one_commit_fetch_one_after_the_other(
