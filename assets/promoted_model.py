@@ -63,7 +63,7 @@ def promoted_model(
             gpus=[asdict(gpu) for gpu in gpu_smoke_test.gpus],
             smoke=gpu_smoke_test.summary(),
             benchmark=in_record(ttft_benchmark.result),
-            thresholds=asdict(keda_thresholds.thresholds),
+            thresholds=keda_thresholds.thresholds,
             trigger=f"{keda_thresholds.proof.query} = {keda_thresholds.proof.value:g}",
             strategy=vllm_deployment.strategy,
             simulated=list(promotion.cluster.simulated),

@@ -3,9 +3,18 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from catalog.spec import HubRepo, Misfit, ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
+from catalog.spec import (
+    STORED,
+    HubRepo,
+    Misfit,
+    ObjectName,
+    PositiveFloat,
+    PositiveInt,
+    Quantity,
+    Spec,
+)
 
 # Set by the pipeline itself, from the fields named beside them: never in `args`.
 RESERVED_ARGS = {
@@ -187,12 +196,12 @@ class ModelSpec(Spec):
 
     @field_validator("args")
     @classmethod
-    def _not_reserved(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+    def _not_reserved(cls, args: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for place, arg in enumerate(args):
             # vLLM takes --a_b for --a-b, and the start of a flag for the whole.
             start = arg.partition("=")[0].replace("_", "-")
             flag = next((f for f in RESERVED_ARGS if start[:1] == "-" and f.startswith(start)), "")
-            if flag:
+            if flag and info.context != STORED:
                 raise Misfit(f"{flag} is set by the pipeline, from {RESERVED_ARGS[flag]}", place)
         return args
 

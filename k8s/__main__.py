@@ -19,7 +19,7 @@ from catalog.load import catalog
 from k8s import manifests, records, slots, traffic
 from k8s.client import Client, Obj, connect
 from k8s.errors import KubernetesError
-from k8s.manifests import Release, Slot, Thresholds
+from k8s.manifests import Release, Slot
 from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
 from k8s.manifests.release import COMMIT, PROMOTION, UNKNOWN_COMMIT
 from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
@@ -153,7 +153,7 @@ def _weights_jobs(release: Release) -> list[Obj]:
 
 
 def _objects(release: Release, current: PromotionRecord | None) -> list[Obj]:
-    thresholds = Thresholds(**current.thresholds) if current else EXAMPLE_THRESHOLDS
+    thresholds = current.thresholds if current else EXAMPLE_THRESHOLDS
     return [
         manifests.deployment(release),
         manifests.pdb(release),

@@ -11,7 +11,7 @@ from k8s import fence, jobs, keda, manifests, readiness, records, slots, traffic
 from k8s.client import Client, Obj
 from k8s.errors import ConditionFailed, Conflict, Invalid, KubernetesError, NotFound
 from k8s.gpus import Strategy
-from k8s.manifests import Release, Slot, Thresholds, slot_name
+from k8s.manifests import Release, Slot, slot_name
 from k8s.manifests.platform import ENGINES
 from k8s.manifests.release import (
     ENGINE_ACCOUNT,
@@ -373,12 +373,11 @@ def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list
         return [f"Deployment {release.name} is gone"]
     template = settled[1]
     found = []
-    thresholds = Thresholds(**record.thresholds)
     minimum = record.spec.scaling.min_replicas
     rendered: list[Obj] = [manifests.service(record.spec, cluster, record.slot)]
     try:
         rendered.append(manifests.deployment(release))
-        rendered.append(manifests.scaled_object(release, thresholds, minimum))
+        rendered.append(manifests.scaled_object(release, record.thresholds, minimum))
     except PoolError as error:
         found.append(f"Deployment {release.name} could not be promoted again: {error}")
     for obj in rendered:
