@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from k8s.manifests.release import MODEL as LABEL
 from k8s.manifests.release import WEIGHTS, weights_key
 from lab import model as lab_model
 from lab.hub.store import Hub
@@ -18,17 +19,34 @@ from tests.e2e.conftest import MODEL, Run, Target
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("planted"), pytest.mark.timeout(300)]
 
 
-def promote_as_far_as_the_rollout(target: Target, revision: str) -> Run:
-    process = target.start(revision=revision)
+Span = tuple[str, str]
+
+
+def promote_as_far_as_the_rollout(target: Target, commit: str) -> tuple[Run, Span]:
+    """Also when its download began and ended: an interrupted run may delete its last Job."""
+    process = target.start(revision=commit)
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
         if "vllm_deployment - STEP_START" in line:
-            os.kill(process.pid, signal.SIGINT)
             break
+    assert "vllm_deployment - STEP_START" in seen[-1], "".join(seen)[-4000:]
+    span = download(target, commit)
+    os.kill(process.pid, signal.SIGINT)
     run = target.finish(process, 120)
-    return dataclasses.replace(run, output="".join(seen) + run.output)
+    return dataclasses.replace(run, output="".join(seen) + run.output), span
+
+
+def download(target: Target, commit: str) -> Span:
+    """When the program in the model's download Job was started, and when it ended."""
+    mark = f"{WEIGHTS}={weights_key(lab_model.REPO, commit)},{LABEL}={target.model_name}"
+    in_namespace = ("-n", target.cluster.namespace, "get", "-o", "json")
+    [job] = json.loads(target.kubectl(*in_namespace, "job", "-l", mark))["items"]
+    of_job = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
+    [pod] = json.loads(target.kubectl(*in_namespace, "pod", "-l", of_job))["items"]
+    end = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+    return end["startedAt"], end["finishedAt"]
 
 
 def test_promoted_at_once_they_fetch_its_weights_once(target: Target, checkout: Path) -> None:
@@ -45,23 +63,12 @@ def test_promoted_at_once_they_fetch_its_weights_once(target: Target, checkout: 
         for name in (MODEL, "smollm2-twin")
     ]
     with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(lambda one: promote_as_far_as_the_rollout(one, "new"), both))
-    said = sorted(run.stage("model_weights")["decided_by"] for run in runs)
+        ran = list(pool.map(lambda one: promote_as_far_as_the_rollout(one, new), both))
+    said = sorted(run.stage("model_weights")["decided_by"] for run, _ in ran)
     assert "fetched and verified" in said[0], said
     assert "were there and verified" in said[1], said
-
-    key = weights_key(lab_model.REPO, new)
-    out = target.kubectl("-n", target.cluster.namespace, "get", "job", "-l", f"{WEIGHTS}={key}",
-                         "-o", "jsonpath={.items[*].metadata.name}")  # fmt: skip
-    spans = []
-    for job in out.split():
-        pods = target.kubectl("-n", target.cluster.namespace, "get", "pod", "-o", "json",
-                              "-l", f"batch.kubernetes.io/job-name={job}")  # fmt: skip
-        [pod] = json.loads(pods)["items"]
-        end = pod["status"]["containerStatuses"][0]["state"]["terminated"]
-        spans.append((end["startedAt"], end["finishedAt"]))
-    first, second = sorted(spans)
+    first, second = sorted(span for _, span in ran)
     assert first[1] <= second[0], "one after the other"
-    lease = target.get("lease", key)
+    lease = target.get("lease", weights_key(lab_model.REPO, new))
     assert lease is not None
     assert not lease["spec"].get("holderIdentity")
