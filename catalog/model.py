@@ -106,12 +106,16 @@ class Traffic(Spec):
 
 
 class Slo(Spec):
-    """What one replica must keep while it takes `required_rate` requests/s."""
+    """What one replica must keep while it takes `required_rate` requests/s.
+
+    A request meets it when its TTFT and the 95th percentile of its own gaps between tokens are
+    within the limits (ms). `attainment` of the scheduled requests must; at most `error_rate` of
+    them may fail.
+    """
 
     ttft_p95_ms: PositiveFloat
     itl_p95_ms: PositiveFloat
     error_rate: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
-    # Share of requests that must each meet both limits.
     attainment: Annotated[float, Field(gt=0, lt=1, strict=False)] = 0.95
     required_rate: PositiveFloat
 
