@@ -1,16 +1,14 @@
 """A model with a LoRA adapter: promoted with it, changed by it, rolled back with it."""
 
 import dataclasses
-import json
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
 from lab import model as lab_model
 from lab.hub.store import Hub
-from tests.e2e.conftest import MODEL, Target, copy_product, edit
+from tests.e2e.conftest import MODEL, Target, copy_product, edit, served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("planted"), pytest.mark.timeout(400)]
 
@@ -30,13 +28,6 @@ def target(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 def hub(target: Target) -> Hub:
     return Hub(target.lab.state / "hub")
-
-
-def served(target: Target) -> dict[str, Any]:
-    """What the live Service says of its models: id -> root."""
-    path = f"/api/v1/namespaces/{target.cluster.namespace}/services/{MODEL}:8000/proxy/v1/models"
-    answer = json.loads(target.kubectl("get", "--raw", path))
-    return {model["id"]: model["root"] for model in answer["data"]}
 
 
 def root(commit: str) -> str:

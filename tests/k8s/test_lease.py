@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -112,8 +113,18 @@ def test_renewal_survives_conflicts_and_lost_answers(
 ) -> None:
     with Lease.acquire(faulty, name, "run-1", ttl_s=1) as lease:
         faults.add(Fault("PUT", status=409), Fault("PUT", lost=True), Fault("GET", status=500))
-        time.sleep(1.6)
-        lease.check()
+        # The third PUT is the first one whose answer comes.
+        renewed_after(client, name, lambda: len(faults.seen("PUT")) >= 3, lease)
         client.patch("Lease", name, {"metadata": {"labels": {"touched": "by-someone"}}})
-        time.sleep(0.6)
-        lease.check()
+        since = spec(client, name)["renewTime"]
+        renewed_after(client, name, lambda: spec(client, name)["renewTime"] != since, lease)
+
+
+def renewed_after(
+    client: Client, name: str, reached: Callable[[], bool], lease: Lease, seconds: float = 20
+) -> None:
+    """Wait until it has come so far, and the Lease is surely ours then."""
+    deadline = time.monotonic() + seconds
+    while not (reached() and lease.lost is None):
+        assert time.monotonic() < deadline, (lease.lost, spec(client, name))
+        time.sleep(0.05)
