@@ -49,7 +49,9 @@ def download(target: Target, commit: str) -> Span:
     return end["startedAt"], end["finishedAt"]
 
 
-def test_promoted_at_once_they_fetch_its_weights_once(target: Target, checkout: Path) -> None:
+def test_promoted_at_once_they_fetch_its_weights_once(
+    target: Target, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     files: dict[str, Path | bytes] = {
         path.name: path for path in lab_model.checkpoint(lambda _: None).iterdir()
     }
@@ -58,10 +60,12 @@ def test_promoted_at_once_they_fetch_its_weights_once(target: Target, checkout: 
     )
     models = checkout / "catalog/models"
     shutil.copy(models / f"{MODEL}.yaml", models / "smollm2-twin.yaml")
-    both = [
-        dataclasses.replace(target, checkout=checkout, model_name=name)
-        for name in (MODEL, "smollm2-twin")
-    ]
+    both = []
+    for name in (MODEL, "smollm2-twin"):
+        # Of their own: two processes that make Dagster's tables at once spoil them.
+        home = tmp_path_factory.mktemp(name)
+        shutil.copy(target.home / "dagster.yaml", home)
+        both.append(dataclasses.replace(target, checkout=checkout, model_name=name, home=home))
     with ThreadPoolExecutor(2) as pool:
         ran = list(pool.map(lambda one: promote_as_far_as_the_rollout(one, new), both))
     said = sorted(run.stage("model_weights")["decided_by"] for run, _ in ran)
