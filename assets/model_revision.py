@@ -1,14 +1,16 @@
 """Stage: which commit is it?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dagster as dg
 from pydantic import Field
 
 from assets.gpu_nodes import gpu_nodes
 from assets.partitions import MODELS
+from assets.promotion import Promotion
 from assets.resources import Cluster, Reports
 from assets.stage import stage
+from catalog.model import Adapter
 from k8s.jobs import run_job
 from k8s.manifests import resolve_job
 
@@ -25,11 +27,15 @@ class RevisionConfig(dg.Config):
 
 @dataclass(frozen=True)
 class Revision:
-    """A revision as it was asked for, and the 40-hex commit that it is now."""
+    """A revision as it was asked for, and the 40-hex commit that it is now.
+
+    `adapters`: the commit of each LoRA adapter, by name; their revisions are the catalog's.
+    """
 
     repo: str
     asked: str
     commit: str
+    adapters: dict[str, str] = field(default_factory=dict)
 
 
 # GPUs are counted first: what no node can serve needn't be fetched.
@@ -37,15 +43,41 @@ class Revision:
 def model_revision(
     context: dg.AssetExecutionContext, config: RevisionConfig, cluster: Cluster, reports: Reports
 ) -> dg.MaterializeResult[Revision]:
-    """Ask the Hub, once, which commit the branch or tag is. All later stages use the commit."""
+    """Ask the Hub, once, which commit the branch or tag is. All later stages use the commit.
+
+    So for the model's LoRA adapters.
+    """
     with stage(context, cluster, reports) as promotion:
         model = promotion.model
         asked = config.revision or model.revision
-        job = resolve_job(model, promotion.cluster, asked, promotion.id)
-        done = run_job(promotion.client, job, deadline_s=DEADLINE_S, on_event=promotion.on_event)
-        revision = Revision(model.repo, asked, str(done.result["commit"]))
-        promotion.decided_by = f"{asked} is {revision.commit[:12]}"
+        revision = Revision(
+            model.repo,
+            asked,
+            resolve(promotion, asked),
+            {
+                adapter.name: resolve(promotion, adapter.revision, adapter)
+                for adapter in model.adapters
+            },
+        )
+        told = [f"{asked} is {revision.commit[:12]}"]
+        told += [f"{name}: {commit[:12]}" for name, commit in revision.adapters.items()]
+        promotion.decided_by = ", ".join(told)
         return dg.MaterializeResult(
             value=revision,
-            metadata={"repo": model.repo, "asked": asked, "commit": revision.commit},
+            metadata={
+                "repo": model.repo,
+                "asked": asked,
+                "commit": revision.commit,
+                "adapters": dg.MetadataValue.json(revision.adapters),
+            },
         )
+
+
+def resolve(promotion: Promotion, revision: str, adapter: Adapter | None = None) -> str:
+    """The commit of a revision of the model, or of its adapter, by a Job in the cluster.
+
+    Raises JobFailed, WaitTimeout.
+    """
+    job = resolve_job(promotion.model, promotion.cluster, revision, promotion.id, adapter=adapter)
+    done = run_job(promotion.client, job, deadline_s=DEADLINE_S, on_event=promotion.on_event)
+    return str(done.result["commit"])

@@ -12,7 +12,7 @@ from assets.unfinished import finish_move, live_promotion
 from catalog import ClusterSpec, ModelSpec
 from k8s import rollout, traffic
 from k8s.client import Client, connect
-from k8s.errors import KubernetesError, LeaseHeld
+from k8s.errors import KubernetesError
 from k8s.lease import Lease
 from k8s.manifests import slot_name
 
@@ -135,9 +135,7 @@ class Promotion:
 def _lock(client: Client, model: ModelSpec, run_id: str, log: logging.Logger) -> Lease:
     """The Lease of the model. Raises LeaseHeld if another run is alive."""
     name = f"promotion-{model.object_name}"
-    try:
-        return Lease.acquire(client, name, run_id, ttl_s=LEASE_TTL_S)
-    except LeaseHeld as error:
-        wait_s = LEASE_TTL_S + 5  # a killed run is silent for the ttl
-        log.warning(f"{model.name} is locked by run {error.holder}; waits {wait_s:.0f} s for it")
-    return Lease.acquire(client, name, run_id, ttl_s=LEASE_TTL_S, wait_s=wait_s)
+    wait_s = LEASE_TTL_S + 5  # a killed run is silent for the ttl
+    return Lease.acquire(
+        client, name, run_id, ttl_s=LEASE_TTL_S, wait_s=wait_s, waiting=log.warning
+    )

@@ -11,7 +11,6 @@ from assets.unfinished import live_promotion
 from catalog import ModelSpec
 from k8s import records, rollout, traffic
 from k8s.gpus import GpuBudget, free_gpus
-from k8s.manifests import Release
 from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
 from loadtests.result import Result
@@ -25,13 +24,10 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
     """
     with stage(context, cluster, reports) as promotion:
         record = live_record(promotion)
-        release = Release(
-            record.spec,
+        release = record.release(
             promotion.cluster,
-            record.commit,
-            traffic.idle_slot(promotion.client, promotion.model),
-            promotion.id,
-            record.startup_seconds,
+            slot=traffic.idle_slot(promotion.client, promotion.model),
+            promotion=promotion.id,
         )
         budget = spare_gpus(promotion, record.spec)
         ready = rollout.roll_out(promotion.client, release, progress=promotion.say)

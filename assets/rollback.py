@@ -12,7 +12,6 @@ from assets.stage import stage
 from k8s import keda, records, rollout, traffic
 from k8s.fence import pass_gate
 from k8s.gpus import replicas_at_switch
-from k8s.manifests import Release, Thresholds
 from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
 
@@ -27,13 +26,10 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
     with stage(context, cluster, reports) as promotion:
         client = promotion.client
         record = previous_record(promotion)
-        release = Release(
-            record.spec,
+        release = record.release(
             promotion.cluster,
-            record.commit,
-            traffic.idle_slot(client, promotion.model),
-            promotion.id,
-            record.startup_seconds,
+            slot=traffic.idle_slot(client, promotion.model),
+            promotion=promotion.id,
         )
         planned = plan(promotion, record.spec)
         ready = rollout.roll_out(client, release, strategy=planned.strategy, progress=promotion.say)
@@ -44,7 +40,7 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
                 + "; ".join(report.failures)
             )
         pass_gate(client, release, "smoke", report.summary(), template_hash=ready.template_hash)
-        thresholds = Thresholds(**record.thresholds)
+        thresholds = record.thresholds
         replicas = replicas_at_switch(client, promotion.cluster, record.spec, record.slot)
         scale(promotion, release, thresholds, replicas)
         restored = record.model_copy(

@@ -66,6 +66,7 @@ def profile(
             "model": model.name,
             "repo": model.repo,
             "commit": release.commit,
+            "adapters": {adapter.name: adapter.commit for adapter in release.adapters},
             "promotion": release.promotion,
             "cluster": release.cluster.name,
             "image_digest": rollout.image_digest,

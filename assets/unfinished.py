@@ -6,7 +6,6 @@ from catalog import ClusterSpec, ModelSpec, PoolError
 from k8s import keda, records, slots, traffic
 from k8s.client import Client
 from k8s.errors import KubernetesError
-from k8s.manifests import Release, Thresholds
 from k8s.manifests.release import PROMOTION
 from k8s.records import PromotionRecord
 
@@ -42,12 +41,9 @@ def _lower_minimum(
     client: Client, cluster: ClusterSpec, current: PromotionRecord, say: Callable[[str], None]
 ) -> None:
     spec = current.spec
-    release = Release(
-        spec, cluster, current.commit, current.slot, current.promotion, current.startup_seconds
-    )
+    release = current.release(cluster)
     scaled = client.find("ScaledObject", release.name)
     least = spec.scaling.min_replicas
     if scaled is not None and scaled["spec"].get("minReplicaCount", 0) > least:
-        thresholds = Thresholds(**current.thresholds)
-        keda.apply_scaled_object(client, release, thresholds, min_replicas=least)
+        keda.apply_scaled_object(client, release, current.thresholds, min_replicas=least)
         say(f"ScaledObject {release.name}: minimum of replicas is {least} again")

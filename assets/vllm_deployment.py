@@ -13,7 +13,7 @@ from assets.stage import stage
 from catalog.model import RolloutPolicy
 from k8s import traffic
 from k8s.gpus import Strategy
-from k8s.manifests import Release, Slot
+from k8s.manifests import Release, ServedAdapter, Slot
 from k8s.rollout import Rollout, roll_out
 
 # A volume may be slower than it was when the weights were verified, and loading is not all.
@@ -33,6 +33,7 @@ class Candidate:
     shared_gpus: bool
     startup_seconds: int
     rollout: Rollout
+    adapters: tuple[ServedAdapter, ...] = ()
 
     def release(self, promotion: Promotion) -> Release:
         """What was rolled out, for k8s/."""
@@ -43,6 +44,7 @@ class Candidate:
             self.slot,
             promotion.id,
             self.startup_seconds,
+            self.adapters,
         )
 
 
@@ -66,9 +68,8 @@ def vllm_deployment(
     Users stay with the live slot. With strategy `recreate` that one makes room first.
     """
     with stage(context, cluster, reports) as promotion:
-        budget = startup_seconds(
-            promotion.model.rollout, model_weights.bytes, model_weights.read_bytes_per_s
-        )
+        size = model_weights.bytes + sum(adapter.bytes for adapter in model_weights.adapters)
+        budget = startup_seconds(promotion.model.rollout, size, model_weights.read_bytes_per_s)
         slot = traffic.idle_slot(promotion.client, promotion.model)
         release = Release(
             promotion.model,
@@ -77,6 +78,7 @@ def vllm_deployment(
             slot,
             promotion.id,
             budget,
+            model_weights.adapters,
         )
         planned = plan(promotion, promotion.model)
         ready = roll_out(
@@ -91,6 +93,7 @@ def vllm_deployment(
                 planned.budget.shared,
                 budget,
                 ready,
+                model_weights.adapters,
             ),
             metadata={
                 "deployment": ready.deployment,

@@ -3,9 +3,18 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from catalog.spec import HubRepo, Misfit, ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
+from catalog.spec import (
+    STORED,
+    HubRepo,
+    Misfit,
+    ObjectName,
+    PositiveFloat,
+    PositiveInt,
+    Quantity,
+    Spec,
+)
 
 # Set by the pipeline itself, from the fields named beside them: never in `args`.
 RESERVED_ARGS = {
@@ -19,6 +28,9 @@ RESERVED_ARGS = {
     "--port": "nothing: the Service expects 8000",
     "--host": "nothing: the Pod listens on all its addresses",
     "--shutdown-timeout": "rollout.drain_seconds",
+    "--enable-lora": "adapters",
+    "--lora-modules": "adapters",
+    "--max-lora-rank": "adapters: it is in their own configuration",
     "--api-key": "nothing: engines with a key are not supported yet",
     "--config": "nothing: its content would escape these checks, write it as args",
 }
@@ -53,6 +65,17 @@ class Weights(Spec):
     token_secret: ObjectName | None = None
 
 
+class Adapter(Spec):
+    """A LoRA adapter that is served beside its model, under a name of its own."""
+
+    # As vLLM takes it in --lora-modules name=path.
+    name: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?$", max_length=63)
+    ]
+    repo: HubRepo
+    revision: Annotated[str, StringConstraints(min_length=1)]
+
+
 class KnownAnswer(Spec):
     """A prompt for the smoke test. The answer must contain `expect`, ignoring case."""
 
@@ -83,12 +106,16 @@ class Traffic(Spec):
 
 
 class Slo(Spec):
-    """What one replica must keep while it takes `required_rate` requests/s."""
+    """What one replica must keep while it takes `required_rate` requests/s.
+
+    A request meets it when its TTFT and the 95th percentile of its own gaps between tokens are
+    within the limits (ms). `attainment` of the scheduled requests must; at most `error_rate` of
+    them may fail.
+    """
 
     ttft_p95_ms: PositiveFloat
     itl_p95_ms: PositiveFloat
     error_rate: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
-    # Share of requests that must each meet both limits.
     attainment: Annotated[float, Field(gt=0, lt=1, strict=False)] = 0.95
     required_rate: PositiveFloat
 
@@ -150,6 +177,7 @@ class ModelSpec(Spec):
     env: dict[str, str] = {}
     chat: bool = True
     weights: Weights = Weights()
+    adapters: tuple[Adapter, ...] = ()
     smoke: Annotated[tuple[KnownAnswer, ...], Field(min_length=1)]
     traffic: Traffic
     slo: Slo
@@ -172,12 +200,12 @@ class ModelSpec(Spec):
 
     @field_validator("args")
     @classmethod
-    def _not_reserved(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+    def _not_reserved(cls, args: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for place, arg in enumerate(args):
             # vLLM takes --a_b for --a-b, and the start of a flag for the whole.
             start = arg.partition("=")[0].replace("_", "-")
             flag = next((f for f in RESERVED_ARGS if start[:1] == "-" and f.startswith(start)), "")
-            if flag:
+            if flag and info.context != STORED:
                 raise Misfit(f"{flag} is set by the pipeline, from {RESERVED_ARGS[flag]}", place)
         return args
 
@@ -188,6 +216,21 @@ class ModelSpec(Spec):
             if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key):
                 raise ValueError(f"{key}: secrets don't belong into the catalog")
         return env
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        """A request names its model or an adapter, so each name may stand there once."""
+        taken = {self.served_name: "served_name"}
+        for place, adapter in enumerate(self.adapters):
+            if adapter.name in taken:
+                raise Misfit(
+                    f"{adapter.name!r} is the name of {taken[adapter.name]} already",
+                    "adapters",
+                    place,
+                    "name",
+                )
+            taken[adapter.name] = f"adapters.{place}"
+        return self
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:

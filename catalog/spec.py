@@ -13,6 +13,11 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
+# The context in which a spec is validated that is no user's file but what was promoted once: rules
+# that became stricter since don't make it unreadable.
+STORED = {"stored": True}
+
+
 class Misfit(ValueError):
     """A value that others don't fit. `place` leads to it from where the validator stands."""
 

@@ -19,16 +19,15 @@ from catalog.load import catalog
 from k8s import manifests, records, slots, traffic
 from k8s.client import Client, Obj, connect
 from k8s.errors import KubernetesError
-from k8s.manifests import Release, Slot, Thresholds
+from k8s.manifests import Release, Slot
 from k8s.manifests.engine import NODE_AND_IMAGE_SECONDS
-from k8s.manifests.release import COMMIT, PROMOTION
+from k8s.manifests.release import COMMIT, PROMOTION, UNKNOWN_COMMIT
 from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
 from k8s.records import PromotionRecord
 
 KINDS = ("Deployment", "PodDisruptionBudget", "Service", "ScaledObject")
 # Not what is live: they are of one promotion.
 RENDERED_KINDS = (*KINDS, "Job", "ConfigMap")
-UNKNOWN_COMMIT = "0" * 40
 # The benchmark stage makes the real ones, from the catalog and the candidate's address.
 EXAMPLE_PROFILE = '{"example": "the benchmark stage writes the load profile here"}'
 EXAMPLE_BENCHMARK_SECONDS = 600
@@ -78,14 +77,13 @@ def _run(args: argparse.Namespace) -> int:
     if args.commit and not re.fullmatch(r"[0-9a-f]{40}", args.commit):
         raise CatalogError(f"--commit {args.commit}: write its 40 hex digits")
     if args.command == "render":
-        release = _release(model, cluster, args.slot, args.commit, None)
+        release = _release(model, cluster, args.slot, args.commit)
         print(
             "# Examples: thresholds (the benchmark gives them), minReplicaCount (the load does), "
             "the benchmark's profile and deadline."
         )
         objects = _objects(release, None)
-        objects.append(manifests.resolve_job(model, cluster, model.revision, release.promotion))
-        objects.append(manifests.download_job(model, cluster, release.commit, release.promotion))
+        objects += _weights_jobs(release)
         objects += manifests.benchmark_job(
             release, EXAMPLE_PROFILE, deadline_s=EXAMPLE_BENCHMARK_SECONDS
         )
@@ -99,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
         print("no record: the ScaledObject's thresholds are not known", file=sys.stderr)
     objects = [
         obj
-        for obj in _objects(_release(model, cluster, slot, args.commit, live), current)
+        for obj in _objects(_release(model, cluster, slot, args.commit, live, current), current)
         if args.kind in (None, obj["kind"]) and (current or obj["kind"] != "ScaledObject")
     ]
     if not objects:
@@ -110,10 +108,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _release(
-    model: ModelSpec, cluster: ClusterSpec, slot: Slot, commit: str | None, live: Obj | None
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    slot: Slot,
+    commit: str | None,
+    live: Obj | None = None,
+    current: PromotionRecord | None = None,
 ) -> Release:
     """What the catalog says now; what only a promotion knows is taken from what is live."""
     known = slots.annotations(live) if live else {}
+    served = {adapter.name: adapter for adapter in (current.adapters if current else ())}
     startup = model.rollout.start_seconds_min
     if live:
         startup = live["spec"]["progressDeadlineSeconds"] - NODE_AND_IMAGE_SECONDS
@@ -124,11 +128,32 @@ def _release(
         slot=slot,
         promotion=known.get(PROMOTION, "none"),
         startup_seconds=max(1, startup),
+        adapters=tuple(
+            found if (found := served.get(new.name)) and found.repo == new.repo else new
+            for new in manifests.unresolved(model)
+        ),
     )
 
 
+def _weights_jobs(release: Release) -> list[Obj]:
+    """Resolve and download, of the model and of each adapter."""
+    model, cluster, promotion = release.model, release.cluster, release.promotion
+    out = [
+        manifests.resolve_job(model, cluster, model.revision, promotion),
+        manifests.download_job(model, cluster, release.commit, promotion),
+    ]
+    for adapter, served in zip(model.adapters, release.adapters, strict=True):
+        out += [
+            manifests.resolve_job(model, cluster, adapter.revision, promotion, adapter=adapter),
+            manifests.adapter_job(
+                model, cluster, adapter, served.commit, promotion, base=release.commit
+            ),
+        ]
+    return out
+
+
 def _objects(release: Release, current: PromotionRecord | None) -> list[Obj]:
-    thresholds = Thresholds(**current.thresholds) if current else EXAMPLE_THRESHOLDS
+    thresholds = current.thresholds if current else EXAMPLE_THRESHOLDS
     return [
         manifests.deployment(release),
         manifests.pdb(release),

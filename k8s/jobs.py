@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
@@ -61,14 +61,46 @@ def run_job(
     called ends it (rollout.abandon, or the next run's rollout.reap).
     """
     deadline = time.monotonic() + deadline_s
-    watched = _Watched(client, _create_or_adopt(client, job, deadline), deadline, on_event)
+    made = _create_or_adopt(client, job, deadline)
+    return _see_through(_Watched(client, made, deadline, on_event), unschedulable_s)
+
+
+def await_end(
+    client: Client, job: Obj, *, deadline_s: float, on_event: Callable[[Obj], None]
+) -> str:
+    """See a Job through that someone else started. Returns "", or how it failed.
+
+    `on_event` as in run_job. Raises WaitTimeout.
+    """
+    watched = _Watched(client, job, time.monotonic() + deadline_s, on_event)
+    try:
+        _see_through(watched, unschedulable_s=120.0)
+    except JobFailed as error:
+        return str(error)
+    return ""
+
+
+def running(client: Client, labels: Mapping[str, str]) -> list[Obj]:
+    """The Jobs with these labels that have not ended."""
+    return [
+        job
+        for job in client.list("Job", labels=labels)
+        if not _condition(job, "Failed") and not _condition(job, "Complete")
+    ]
+
+
+def _see_through(watched: "_Watched", unschedulable_s: float) -> JobResult:
+    client, on_event = watched.client, watched.on_event
     pod = watched.started_pod(unschedulable_s)
     container = pod["spec"]["containers"][0]["name"]
     events: list[Obj] = []
     lines: list[str] = []
     try:
         for line in follow(
-            client, pod["metadata"]["name"], container, deadline_s=deadline - time.monotonic()
+            client,
+            pod["metadata"]["name"],
+            container,
+            deadline_s=watched.deadline - time.monotonic(),
         ):
             event = _event(line)
             on_event(event)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,7 @@ from k8s.client import Client, Obj
 from k8s.errors import AlreadyExists, Conflict, KubernetesError, LeaseHeld, LeaseLost, NotFound
 
 _POLL_S = 1.0
+_REMIND_S = 60.0  # how often a wait is spoken of
 
 
 class Lease:
@@ -36,17 +38,25 @@ class Lease:
 
     @classmethod
     def acquire(
-        cls, client: Client, name: str, holder: str, ttl_s: float = 30.0, wait_s: float = 0.0
+        cls,
+        client: Client,
+        name: str,
+        holder: str,
+        ttl_s: float = 30.0,
+        wait_s: float = 0.0,
+        waiting: Callable[[str], None] = lambda _: None,
     ) -> Self:
         """Take the Lease; re-entrant for the same holder.
 
         Waits up to `wait_s` for another holder to give it back, or to be silent for its ttl
-        (so wait_s > ttl_s is needed to succeed a killed holder). Raises LeaseHeld.
+        (so wait_s > ttl_s is needed to succeed a killed holder). `waiting` is told who holds it
+        and since when: at once, when that changes, and every minute. Raises LeaseHeld.
         """
         lease = cls(client, name, holder, ttl_s)
         deadline = time.monotonic() + wait_s
         observed: tuple[str, str] | None = None
         since = time.monotonic()
+        told, told_at = "", 0.0
         while True:
             live = client.find("Lease", name)
             spec = (live or {}).get("spec") or {}
@@ -66,6 +76,13 @@ class Lease:
                     f"kubectl -n {client.namespace} get lease {name} -o yaml",
                     holder=other,
                 )
+            says = (
+                f"held by {other or 'someone else'} since {spec.get('acquireTime') or 'just now'}"
+            )
+            if says != told or time.monotonic() - told_at >= _REMIND_S:
+                told, told_at = says, time.monotonic()
+                left_s = deadline - told_at
+                waiting(f"Lease {name} is {says}; waits for it, {left_s:.0f} s at most")
             time.sleep(_POLL_S)
 
     def __enter__(self) -> Self:

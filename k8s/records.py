@@ -7,10 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from catalog import ModelSpec
+from catalog import ClusterSpec, ModelSpec
+from catalog.spec import STORED
 from k8s.client import Client
 from k8s.errors import KubernetesError
-from k8s.manifests.release import RECORD, Slot, labels, slot_name
+from k8s.manifests import Thresholds
+from k8s.manifests.release import RECORD, Release, ServedAdapter, Slot, labels, slot_name
 
 FORMAT = 1
 # Not the rollout's: an apply of the Deployment must not take the digest away.
@@ -18,9 +20,14 @@ MANAGER = "vllm-promotion-records"
 
 
 class PromotionRecord(BaseModel):
-    """Everything that a live model came from. The previous one is what a rollback restores."""
+    """Everything that a live model came from. The previous one is what a rollback restores.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Written by one version of this program and read by others: what a version doesn't know it
+    ignores (also in `spec`, which is closed in a catalog file), and a field that is new needs a
+    default. `format` is raised when that isn't enough.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     format: int = FORMAT
     promotion: str
@@ -31,6 +38,7 @@ class PromotionRecord(BaseModel):
     commit: str
     manifest_digest: str
     weights_bytes: int
+    adapters: tuple[ServedAdapter, ...] = ()
     spec: ModelSpec  # as the catalog had it
     image_digest: str  # as the Pod ran it
     template_hash: str
@@ -40,11 +48,30 @@ class PromotionRecord(BaseModel):
     gpus: list[dict[str, Any]]  # k8s.gpus.Gpu
     smoke: str  # one line
     benchmark: dict[str, Any]  # verdict, reason, capacity, in flight, SLO numbers
-    thresholds: dict[str, Any]  # k8s.manifests.Thresholds
+    thresholds: Thresholds
     trigger: str  # one line
     strategy: str
     simulated: list[str]
     versions: dict[str, str] = {}
+
+    def release(
+        self, cluster: ClusterSpec, *, slot: Slot | None = None, promotion: str | None = None
+    ) -> Release:
+        """What was promoted, to be rolled out or compared once more, elsewhere if so asked."""
+        return Release(
+            self.spec,
+            cluster,
+            self.commit,
+            slot or self.slot,
+            promotion or self.promotion,
+            self.startup_seconds,
+            self.adapters,
+        )
+
+    def weights(self) -> set[tuple[str, str]]:
+        """(repository, commit) of all that it needs on the volume."""
+        adapters = {(adapter.repo, adapter.commit) for adapter in self.adapters}
+        return {(self.spec.repo, self.commit), *adapters}
 
 
 def name(model: ModelSpec) -> str:
@@ -54,16 +81,26 @@ def name(model: ModelSpec) -> str:
 
 def read(client: Client, model: ModelSpec) -> tuple[PromotionRecord | None, PromotionRecord | None]:
     """(current, previous). Raises KubernetesError for a record that can't be read."""
-    config = client.find("ConfigMap", name(model))
-    data = (config or {}).get("data") or {}
+    data = _stored(client, model)
     return _parse(model, data, "current"), _parse(model, data, "previous")
+
+
+def _stored(client: Client, model: ModelSpec) -> dict[str, str]:
+    config = client.find("ConfigMap", name(model))
+    return dict((config or {}).get("data") or {})
 
 
 def _parse(model: ModelSpec, data: dict[str, str], key: str) -> PromotionRecord | None:
     if key not in data:
         return None
     try:
-        record = PromotionRecord.model_validate_json(data[key])
+        written = _Format.model_validate_json(data[key]).format
+        if written > FORMAT:
+            raise KubernetesError(
+                f"ConfigMap {name(model)}, key {key}: has format {written}, this version reads "
+                f"{FORMAT}. Use the version that wrote it, or a newer one"
+            )
+        return PromotionRecord.model_validate_json(data[key], extra="ignore", context=STORED)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "JSON"
@@ -71,26 +108,23 @@ def _parse(model: ModelSpec, data: dict[str, str], key: str) -> PromotionRecord 
             f"ConfigMap {name(model)}, key {key}: is no record of this version: {field}: "
             f"{first['msg']}. Restore it, or remove the key: then there is nothing to roll back to"
         ) from None
-    if record.format != FORMAT:
-        raise KubernetesError(
-            f"ConfigMap {name(model)}, key {key}: has format {record.format}, this version reads "
-            f"{FORMAT}. Use the version that wrote it"
-        )
-    return record
+
+
+class _Format(BaseModel):
+    format: int = FORMAT
 
 
 def announce(client: Client, record: PromotionRecord) -> None:
     """Write down, before users are moved, what will then be live: a run that is killed meanwhile
     leaves enough to tell. Hold the model's Lease.
     """
-    current, previous = read(client, record.spec)
-    _apply(client, record.spec, current, previous, record)
+    read(client, record.spec)  # else users would move, and the record couldn't be written
+    _apply(client, record.spec, _stored(client, record.spec) | {"next": record.model_dump_json()})
 
 
 def announced(client: Client, model: ModelSpec) -> PromotionRecord | None:
     """What was announced last and isn't the current record. Users may not have moved to it."""
-    config = client.find("ConfigMap", name(model))
-    return _parse(model, (config or {}).get("data") or {}, "next")
+    return _parse(model, _stored(client, model), "next")
 
 
 def write(client: Client, record: PromotionRecord) -> None:
@@ -98,10 +132,13 @@ def write(client: Client, record: PromotionRecord) -> None:
 
     Writing the same promotion again changes the current one only. Hold the model's Lease.
     """
-    current, previous = read(client, record.spec)
+    data = _stored(client, record.spec)
+    current = _parse(record.spec, data, "current")
     if current is not None and current.promotion != record.promotion:
-        previous = current
-    _apply(client, record.spec, record, previous, None)
+        # As it was written: another version may have put more into it than this one knows.
+        data["previous"] = data["current"]
+    data.pop("next", None)
+    _apply(client, record.spec, data | {"current": record.model_dump_json()})
 
 
 def digest(record: PromotionRecord) -> str:
@@ -115,14 +152,7 @@ def stamp(client: Client, record: PromotionRecord) -> None:
     client.patch("Deployment", slot_name(record.spec, record.slot), note, manager=MANAGER)
 
 
-def _apply(
-    client: Client,
-    model: ModelSpec,
-    current: PromotionRecord | None,
-    previous: PromotionRecord | None,
-    announced: PromotionRecord | None,
-) -> None:
-    records = {"current": current, "previous": previous, "next": announced}
+def _apply(client: Client, model: ModelSpec, data: dict[str, str]) -> None:
     client.apply(
         {
             "apiVersion": "v1",
@@ -132,7 +162,7 @@ def _apply(
                 "namespace": client.namespace,
                 "labels": labels("record", model),
             },
-            "data": {key: record.model_dump_json() for key, record in records.items() if record},
+            "data": data,
         },
         # Whoever edited it by hand: the record says what happened, not what one would like.
         force=True,

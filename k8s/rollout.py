@@ -2,16 +2,16 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from catalog import ClusterSpec, ModelSpec, PoolError
-from k8s import fence, keda, manifests, readiness, records, slots, traffic
+from k8s import fence, jobs, keda, manifests, readiness, records, slots, traffic
 from k8s.client import Client, Obj
 from k8s.errors import ConditionFailed, Conflict, Invalid, KubernetesError, NotFound
 from k8s.gpus import Strategy
-from k8s.manifests import Release, Slot, Thresholds, slot_name
+from k8s.manifests import Release, Slot, slot_name
 from k8s.manifests.platform import ENGINES
 from k8s.manifests.release import (
     ENGINE_ACCOUNT,
@@ -20,7 +20,10 @@ from k8s.manifests.release import (
     PROMOTION,
     SLOTS,
     STANDING_ASIDE,
+    UNKNOWN_COMMIT,
+    WEIGHTS,
     other_slot,
+    unresolved,
 )
 from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
 from k8s.records import PromotionRecord
@@ -67,7 +70,8 @@ def preflight(client: Client, cluster: ClusterSpec, model: ModelSpec) -> None:
                 code=404,
             )
     slot = traffic.idle_slot(client, model)
-    refuse_conflicts(client, Release(model, cluster, "0" * 40, slot, "preflight", 60))
+    unknown, adapters = UNKNOWN_COMMIT, unresolved(model)
+    refuse_conflicts(client, Release(model, cluster, unknown, slot, "preflight", 60, adapters))
 
 
 def refuse_conflicts(client: Client, release: Release) -> None:
@@ -212,13 +216,18 @@ def reap(
 ) -> list[str]:
     """Put right what killed promotions left: candidates, Jobs, a live slot that made room.
 
-    Call with the model's Lease held (then all of that is orphaned), before counting GPUs. Returns
-    what was done. Raises KubernetesError.
+    A download goes on: what it fetches may be just what is wanted (see end_downloads). Call with
+    the model's Lease held (then all of that is orphaned), before counting GPUs. Returns what was
+    done. Raises KubernetesError.
     """
     live = traffic.live_slot(client, model)
     _refuse_lost_service(client, model, live)
     todo = _Todo(progress)
-    todo.try_(lambda: _end_jobs(client, model, lambda of: of != promotion))
+    todo.try_(
+        lambda: _end_jobs(
+            client, model, lambda of: of != promotion, lambda marks: WEIGHTS not in marks
+        )
+    )
     for slot in SLOTS:
         if slot != live:
             todo.try_(partial(_end_slot, client, model, slot, lambda of: of != promotion))
@@ -228,6 +237,20 @@ def reap(
         if len(todo.done) > before:
             _wait_for_live(client, model, live, progress)
     return todo.finish()
+
+
+def end_downloads(
+    client: Client, model: ModelSpec, promotion: str, keep: Collection[str]
+) -> list[str]:
+    """End the downloads that killed promotions of the model left, but for those of the weights
+    (weights_key) in `keep`. Call with the model's Lease held. Returns what was done.
+    """
+    return _end_jobs(
+        client,
+        model,
+        lambda of: of != promotion,
+        lambda marks: WEIGHTS in marks and marks[WEIGHTS] not in keep,
+    )
 
 
 class _Todo:
@@ -254,14 +277,18 @@ class _Todo:
         return self.done
 
 
-def _end_jobs(client: Client, model: ModelSpec, whose: Callable[[str], bool]) -> list[str]:
+def _end_jobs(
+    client: Client,
+    model: ModelSpec,
+    whose: Callable[[str], bool],
+    which: Callable[[Mapping[str, str]], bool] = lambda _: True,
+) -> list[str]:
     """Delete Jobs that still run. Finished ones stay for those who want to look."""
     done = []
-    for job in client.list("Job", labels={MODEL: model.name}):
-        name = job["metadata"]["name"]
-        of = job["metadata"]["labels"].get(PROMOTION)
-        over = any(slots.condition(job, end).get("status") == "True" for end in _JOB_ENDS)
-        if of and whose(of) and not over:
+    for job in jobs.running(client, {MODEL: model.name}):
+        name, marks = job["metadata"]["name"], job["metadata"]["labels"]
+        of = marks.get(PROMOTION)
+        if of and whose(of) and which(marks):
             client.delete("Job", name)
             done.append(f"Job {name} deleted")
     for config in client.list("ConfigMap", labels={MODEL: model.name}):
@@ -269,9 +296,6 @@ def _end_jobs(client: Client, model: ModelSpec, whose: Callable[[str], bool]) ->
         if of and whose(of):
             client.delete("ConfigMap", config["metadata"]["name"])
     return done
-
-
-_JOB_ENDS = ("Complete", "Failed")
 
 
 def _end_slot(
@@ -343,20 +367,17 @@ def drift(client: Client, cluster: ClusterSpec, record: PromotionRecord) -> list
     manager where the API server knows them. Also what of the record's spec this cluster doesn't
     take any more (a node pool that was renamed).
     """
-    release = Release(
-        record.spec, cluster, record.commit, record.slot, record.promotion, record.startup_seconds
-    )
+    release = record.release(cluster)
     settled = slots.settled(client, record.spec, record.slot)
     if settled is None:
         return [f"Deployment {release.name} is gone"]
     template = settled[1]
     found = []
-    thresholds = Thresholds(**record.thresholds)
     minimum = record.spec.scaling.min_replicas
     rendered: list[Obj] = [manifests.service(record.spec, cluster, record.slot)]
     try:
         rendered.append(manifests.deployment(release))
-        rendered.append(manifests.scaled_object(release, thresholds, minimum))
+        rendered.append(manifests.scaled_object(release, record.thresholds, minimum))
     except PoolError as error:
         found.append(f"Deployment {release.name} could not be promoted again: {error}")
     for obj in rendered:

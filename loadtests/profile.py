@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from catalog.model import Slo
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -21,27 +23,10 @@ class ProfileError(Exception):
     """The profile is wrong; the message has a line `where: field: what` for each mistake."""
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Slo(_Closed):
-    """What one replica must keep at `required_rate` requests/s.
-
-    A request meets it when its TTFT and the 95th percentile of its own gaps between tokens are
-    within the limits (ms). `attainment` of the scheduled requests must; at most `error_rate` of
-    them may fail.
-    """
-
-    ttft_p95_ms: Positive
-    itl_p95_ms: Positive
-    error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    required_rate: Positive
-    attainment: Annotated[float, Field(gt=0, lt=1)] = 0.95
-
-
-class Profile(_Closed):
+class Profile(BaseModel):
     """One benchmark. Rates in requests/s, lengths in tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_url: Annotated[str, StringConstraints(pattern=r"^http://[^/\s@]+/?$")]
     model: Annotated[str, StringConstraints(min_length=1)]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from catalog.model import Slo
 from loadtests.answer import Row
 from loadtests.engine import Sample
-from loadtests.profile import Profile, Slo
+from loadtests.profile import Profile
 from loadtests.result import Capacity, Quantiles, ServerLoad, Step, Verdict
 
 Z = 1.645  # each bound alone is wrong in 5 % of cases

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from weights import manifest, verify
-from weights.errors import Damaged, Interrupted, NotPublished, WeightsError
+from weights import adapter, manifest, verify
+from weights.errors import Damaged, Interrupted, NotPublished, Place, UsageError, WeightsError
 from weights.events import Reporter, amount, secrets_of
 from weights.fetch import Wanted, fetch
 from weights.hub import Hub, connect
 from weights.manifest import Manifest, Selection
 from weights.pace import Pace, Patience
+from weights.plan import ADAPTER_CONFIG
 from weights.publish import folders
 from weights.resolve import check_commit, check_repo, resolve
 
@@ -58,12 +59,36 @@ def _resolve(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _fetch(options: argparse.Namespace, reporter: Reporter) -> None:
+    if options.adapter_of:
+        _fetch_adapter(options, reporter)
+        return
     selection = Selection(
         tuple(options.allow), tuple(options.ignore), allow_pickle=options.allow_pickle
     )
     wanted = Wanted(options.repo, options.commit, selection, chat=options.chat)
     fetched = fetch(wanted, options.root, _hub(reporter), reporter, _patience(options))
     reporter.result(**asdict(fetched))
+
+
+def _fetch_adapter(options: argparse.Namespace, reporter: Reporter) -> None:
+    repo, _, commit = options.adapter_of.partition("@")
+    check_repo(repo)
+    check_commit(commit)
+    if options.allow or options.ignore or options.allow_pickle or options.chat:
+        raise UsageError(
+            "--allow, --ignore, --allow-pickle and --chat are for models",
+            "leave them out: an adapter is just two files",
+        )
+    wanted = Wanted(options.repo, options.commit, Selection(adapter=True))
+    fetched = fetch(wanted, options.root, _hub(reporter), reporter, _patience(options))
+    base = folders(options.root, repo, commit).published
+    found = adapter.check(Path(fetched.path), base, wanted.place, Place(repo, commit))
+    reporter.progress(
+        f"{wanted.place} has rank {found.rank} and changes {found.modules} modules, of which "
+        f"{found.compared} were compared with {repo}; its {ADAPTER_CONFIG} says that it is for "
+        f"{found.base_model or 'no model'}"
+    )
+    reporter.result(**asdict(fetched), **asdict(found))
 
 
 def _verify(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -157,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ignore", action="append", default=[], help="no files like this")
     command.add_argument("--allow-pickle", action="store_true", help="loading one runs its code")
     command.add_argument("--chat", action="store_true", help="there must be a chat template")
+    command.add_argument(
+        "--adapter-of",
+        metavar="REPO@COMMIT",
+        help="it is a LoRA adapter of that model, which is published already",
+    )
     command = add("verify", _verify, "compare a published commit with its manifest")
     command.add_argument("--repo", required=True)
     add_place(command)

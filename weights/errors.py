@@ -130,6 +130,14 @@ class MissingShard(WeightsError):
     """The index of a sharded checkpoint names a file or tensor that isn't there."""
 
 
+class NotAnAdapter(WeightsError):
+    """The repository has no LoRA adapter that can be served."""
+
+
+class WrongBase(WeightsError):
+    """The adapter was made for another model."""
+
+
 class NoChatTemplate(WeightsError):
     """The catalog wants chat and the repository has no chat template."""
 

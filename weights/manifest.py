@@ -18,11 +18,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Selection:
-    """Which files of a repository are wanted: patterns as in .gitignore's simple cases."""
+    """Which files of a repository are wanted: patterns as in .gitignore's simple cases, or those
+    of a LoRA adapter.
+    """
 
     allow: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     allow_pickle: bool = False
+    adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def read(folder: Path) -> Manifest | None:
                 allow=tuple(document["selection"]["allow"]),
                 ignore=tuple(document["selection"]["ignore"]),
                 allow_pickle=document["selection"]["allow_pickle"],
+                adapter=document["selection"].get("adapter", False),
             ),
             read_bytes_per_s=document["read_bytes_per_s"],
             published_at=document["published_at"],

@@ -14,6 +14,7 @@ from weights.errors import (
     EmptyRepository,
     MissingShard,
     NoChatTemplate,
+    NotAnAdapter,
     NoWeights,
     PickleRefused,
     Place,
@@ -33,15 +34,21 @@ NEVER = (".gitattributes", ".gitignore", ".cache/*")
 CHAT_TEMPLATES = "*.jinja"
 INDEX = "*.safetensors.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# What makes a LoRA adapter, as PEFT saves it and vLLM loads it (vllm/lora/lora_model.py). Beside
+# them lie checkpoints, optimizer states and merged models, which nobody serves.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_TENSORS = "adapter_model.safetensors"
 
 
 def choose(files: Sequence[File], selection: Selection, place: Place) -> tuple[File, ...]:
     """The files to fetch of all that the commit has.
 
-    Raises EmptyRepository, UnsafeName, NoWeights, PickleRefused.
+    Raises EmptyRepository, UnsafeName, NoWeights, PickleRefused, NotAnAdapter.
     """
     if not files:
         raise EmptyRepository(f"{place} has no files", "give a revision that has some", place=place)
+    if selection.adapter:
+        return _adapter(files, place)
     wanted = [file for file in files if _wanted(file.path, selection)]
     for file in wanted:
         check_name(file.path, place)
@@ -69,6 +76,25 @@ def choose(files: Sequence[File], selection: Selection, place: Place) -> tuple[F
             place=place,
         )
     return tuple(sorted(wanted, key=lambda file: file.path))
+
+
+def _adapter(files: Sequence[File], place: Place) -> tuple[File, ...]:
+    there = {file.path: file for file in files}
+    missing = [path for path in (ADAPTER_CONFIG, ADAPTER_TENSORS) if path not in there]
+    if missing == [ADAPTER_TENSORS] and "adapter_model.bin" in there:
+        raise PickleRefused(
+            f"{place} has its adapter as a pickle (adapter_model.bin), and loading it runs code",
+            "choose a revision with adapter_model.safetensors",
+            place=place,
+        )
+    if missing:
+        raise NotAnAdapter(
+            f"{place} is no LoRA adapter: it has no {' and no '.join(missing)}",
+            "correct repo and revision of the adapter in the model's catalog file: both files must "
+            "lie at the top of the repository",
+            place=place,
+        )
+    return (there[ADAPTER_CONFIG], there[ADAPTER_TENSORS])
 
 
 def check_name(path: str, place: Place) -> None:

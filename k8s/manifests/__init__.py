@@ -1,7 +1,7 @@
 """Objects rendered for a model or a cluster: pure functions from specs to dicts."""
 
 from k8s.manifests.engine import deployment, pdb, service
-from k8s.manifests.jobs import benchmark_job, download_job, resolve_job
+from k8s.manifests.jobs import adapter_job, benchmark_job, download_job, resolve_job
 from k8s.manifests.platform import (
     claim,
     namespace,
@@ -12,15 +12,19 @@ from k8s.manifests.platform import (
 )
 from k8s.manifests.release import (
     Release,
+    ServedAdapter,
     Slot,
     slot_name,
+    unresolved,
 )
 from k8s.manifests.scaling import Thresholds, max_replicas, scaled_object
 
 __all__ = [
     "Release",
+    "ServedAdapter",
     "Slot",
     "Thresholds",
+    "adapter_job",
     "benchmark_job",
     "claim",
     "deployment",
@@ -36,4 +40,5 @@ __all__ = [
     "scaled_object",
     "service",
     "slot_name",
+    "unresolved",
 ]

@@ -38,6 +38,9 @@ EXIT_SECONDS = 15
 # Until the engine starts: a node may have to be bought, and its image of 10 GB pulled.
 NODE_AND_IMAGE_SECONDS = 900
 
+# What vLLM takes as --max-lora-rank (vllm/config/lora.py), but for 1.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 NVIDIA_SMI = [
     "nvidia-smi",
     "--query-gpu=index,name,uuid,memory.total,memory.used,driver_version",
@@ -179,6 +182,12 @@ def _arguments(release: Release) -> list[str]:
         args += ["--tensor-parallel-size", str(model.gpus.count)]
     # By default vLLM aborts on SIGTERM what is in flight.
     args += ["--shutdown-timeout", str(model.rollout.drain_seconds)]
+    if release.adapters:
+        rank = max(adapter.rank for adapter in release.adapters)
+        args += ["--enable-lora", "--max-lora-rank", str(next(r for r in RANKS if r >= rank))]
+        # One batch may hold requests of all of them; with vLLM's 1 they would take turns.
+        args += ["--max-loras", str(len(release.adapters))]
+        args += ["--lora-modules", *(f"{a.name}={a.path}" for a in release.adapters)]
     return [*args, *model.args]
 
 

@@ -5,6 +5,7 @@ adopts it, and a later promotion never takes an old Job's end for its own.
 """
 
 from catalog import ClusterSpec, ModelSpec
+from catalog.model import Adapter
 from k8s.manifests.pod import (
     SCRATCH,
     SCRATCH_ENV,
@@ -19,10 +20,12 @@ from k8s.manifests.release import (
     MODELS,
     PROMOTION,
     UID,
+    WEIGHTS,
     Obj,
     Release,
     content_hash,
     labels,
+    weights_key,
 )
 
 # Finished Jobs stay for a day, for those who want to look; the pipeline has read their logs.
@@ -35,12 +38,20 @@ DOWNLOAD_MEMORY = "4Gi"
 
 
 def resolve_job(
-    model: ModelSpec, cluster: ClusterSpec, revision: str, promotion: str, attempt: int = 0
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    revision: str,
+    promotion: str,
+    attempt: int = 0,
+    adapter: Adapter | None = None,
 ) -> Obj:
-    """Asks the Hub which commit the revision is. `attempt`: 1, 2, … for a retry."""
+    """Asks the Hub which commit the revision of the model or of its adapter is. `attempt`: 1, 2,
+    … for a retry.
+    """
+    repo = adapter.repo if adapter else model.repo
     container = {
         **_program(cluster, "resolve", cpu="50m", memory="128Mi", limit="512Mi"),
-        "command": _command("weights", "resolve", "--repo", model.repo, "--revision", revision),
+        "command": _command("weights", "resolve", "--repo", repo, "--revision", revision),
         "env": _hub_env(model, cluster),
         "volumeMounts": scratch_mounts(),
     }
@@ -54,17 +65,42 @@ def download_job(
 ) -> Obj:
     """Fetches, verifies and publishes the weights of a commit on the claim."""
     weights = model.weights
-    command = _command(
-        "weights", "fetch", "--repo", model.repo, "--commit", commit, "--root", MODELS
-    )
     # --allow=*.json, not two words: a pattern may begin with a dash.
-    command += [f"--allow={pattern}" for pattern in weights.allow]
-    command += [f"--ignore={pattern}" for pattern in weights.ignore]
-    command += ["--allow-pickle"] if weights.allow_pickle else []
-    command += ["--chat"] if model.chat else []
+    options = [f"--allow={pattern}" for pattern in weights.allow]
+    options += [f"--ignore={pattern}" for pattern in weights.ignore]
+    options += ["--allow-pickle"] if weights.allow_pickle else []
+    options += ["--chat"] if model.chat else []
+    return _fetch_job(model, cluster, model.repo, commit, promotion, attempt, options)
+
+
+def adapter_job(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    adapter: Adapter,
+    commit: str,
+    promotion: str,
+    attempt: int = 0,
+    *,
+    base: str,
+) -> Obj:
+    """The same for an adapter of the model, whose own weights are published at commit `base`."""
+    options = [f"--adapter-of={model.repo}@{base}"]
+    return _fetch_job(model, cluster, adapter.repo, commit, promotion, attempt, options)
+
+
+def _fetch_job(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    repo: str,
+    commit: str,
+    promotion: str,
+    attempt: int,
+    options: list[str],
+) -> Obj:
+    command = _command("weights", "fetch", "--repo", repo, "--commit", commit, "--root", MODELS)
     container = {
         **_program(cluster, "weights", cpu="250m", memory="512Mi", limit=DOWNLOAD_MEMORY),
-        "command": command,
+        "command": [*command, *options],
         "env": _hub_env(model, cluster),
         "volumeMounts": [{"name": "models", "mountPath": MODELS}, *scratch_mounts()],
     }
@@ -88,6 +124,8 @@ def download_job(
         "fsGroup": UID,
         "fsGroupChangePolicy": "OnRootMismatch",
     }
+    marks = job["metadata"]["labels"]
+    job["metadata"]["labels"] = {**marks, WEIGHTS: weights_key(repo, commit)}
     return job
 
 

@@ -17,7 +17,13 @@ from lab.engine.api import VERSION, Api, open_token_log
 from lab.engine.batch import Batch
 from lab.engine.http_server import Server
 from lab.engine.metrics import Metrics
-from lab.engine.model_files import ModelError, ModelFiles, inspect_model, read_through
+from lab.engine.model_files import (
+    ModelError,
+    ModelFiles,
+    inspect_adapter,
+    inspect_model,
+    read_through,
+)
 from lab.engine.settings import (
     Failure,
     Flags,
@@ -41,11 +47,20 @@ def main() -> int:
     try:
         simulation = load_simulation(flags.model)
         model = inspect_model(flags.model)
+        _check_adapters(flags)
         max_model_len = _max_model_len(flags, model)
     except (ModelError, SettingsError) as error:
         log(str(error), "ERROR")
         return 1
     return asyncio.run(_serve(flags, simulation, model, max_model_len))
+
+
+def _check_adapters(flags: Flags) -> None:
+    if flags.lora_modules and not flags.enable_lora:
+        raise ModelError("RuntimeError: LoRA is not enabled. Use --enable-lora to enable LoRA.")
+    for name, folder in flags.lora_modules.items():
+        inspect_adapter(name, folder, flags.max_lora_rank)
+        log(f"Loaded new LoRA adapter: name '{name}', path '{folder}'")
 
 
 def _max_model_len(flags: Flags, model: ModelFiles) -> int:

@@ -105,6 +105,18 @@ class Api:
                 "simulated": True,
             }
             for name in self.flags.served_names
+        ] + [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._created,
+                "owned_by": "vllm",
+                "root": str(path),
+                "parent": self.flags.served_names[0],
+                "max_model_len": None,
+                "simulated": True,
+            }
+            for name, path in self.flags.lora_modules.items()
         ]
 
     def _tokenize(self, request: Request, reply: Reply) -> None:
@@ -120,7 +132,7 @@ class Api:
         body = _json(request.body)
         chat = request.path == "/v1/chat/completions"
         model = body.get("model") or self.flags.served_names[0]
-        if model not in self.flags.served_names:
+        if model not in self.flags.served_names and model not in self.flags.lora_modules:
             message = f"The model `{model}` does not exist."
             reply.send_error(404, message, "NotFoundError")
             return
@@ -146,7 +158,11 @@ class Api:
         style: str = self.simulation.answers
         if style == "random_unless_temperature_0":
             style = "random" if body.get("temperature") != 0 else "known"
-        tokens = iter(answer_tokens(text, style, self._rng))
+        said = answer_tokens(text, style, self._rng)
+        if model in self.flags.lora_modules:
+            said.insert(1, f" [{model}]")  # a simulated adapter changes nothing else
+            prompt = [f"{model} {token}" for token in prompt]  # shares no prefix with the model's
+        tokens = iter(said)
         if body.get("ignore_eos"):
             tokens = itertools.chain(tokens, filler())
         if fault == "only_done":

@@ -47,6 +47,19 @@ def inspect_model(folder: Path) -> ModelFiles:
     )
 
 
+def inspect_adapter(name: str, folder: Path, max_rank: int) -> None:
+    """Reads a LoRA adapter's config and its safetensors header. Raises ModelError."""
+    if not folder.is_dir():
+        raise ModelError(f"ValueError: Loading lora {name} failed: No adapter found for {folder}")
+    rank = _json(folder / "adapter_config.json").get("r")
+    if not isinstance(rank, int) or rank > max_rank:
+        raise ModelError(f"ValueError: LoRA rank {rank} is greater than max_lora_rank {max_rank}.")
+    tensors = folder / "adapter_model.safetensors"
+    if not tensors.is_file():
+        raise ModelError(f"ValueError: {folder} doesn't contain tensors")
+    _tensors(tensors)
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

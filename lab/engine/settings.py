@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,13 @@ from typing import Any, Literal
 IGNORED_VALUES = (
     "--block-size --chat-template --data-parallel-size --distributed-executor-backend --dtype "
     "--generation-config --gpu-memory-utilization --kv-cache-dtype --kv-cache-memory-bytes "
-    "--load-format --lora-modules --max-lora-rank --max-loras --max-num-batched-tokens "
+    "--load-format --max-loras --max-num-batched-tokens "
     "--pipeline-parallel-size --quantization --reasoning-parser --revision --seed --tokenizer "
     "--tokenizer-mode --tool-call-parser --uvicorn-log-level"
 )
 IGNORED_SWITCHES = (
     "--async-scheduling --disable-custom-all-reduce --disable-log-stats --enable-auto-tool-choice "
-    "--enable-chunked-prefill --enable-lora --enable-log-requests --enable-prefix-caching "
+    "--enable-chunked-prefill --enable-log-requests --enable-prefix-caching "
     "--enforce-eager --no-enable-chunked-prefill --no-enable-log-requests --trust-remote-code"
 )
 
@@ -99,6 +100,9 @@ class Flags:
     shutdown_timeout_s: float
     api_key: str | None
     prefix_caching: bool
+    enable_lora: bool
+    lora_modules: Mapping[str, Path]  # by the name that requests give
+    max_lora_rank: int
     token_log: Path | None
 
 
@@ -119,6 +123,9 @@ def parse_flags(arguments: list[str] | None) -> Flags:
     add("--shutdown-timeout", type=float, default=0.0)
     add("--api-key")
     add("--no-enable-prefix-caching", action="store_true")
+    add("--enable-lora", action="store_true")
+    add("--lora-modules", nargs="+", default=[], type=_lora_module)
+    add("--max-lora-rank", type=int, default=16)
     # The simulator's own: a line of JSON for each token that it wrote.
     add("--token-log", type=Path, default=os.environ.get("SIMULATOR_TOKEN_LOG"))
     for flag in IGNORED_VALUES.split():
@@ -138,8 +145,19 @@ def parse_flags(arguments: list[str] | None) -> Flags:
         shutdown_timeout_s=given.shutdown_timeout,
         api_key=given.api_key,
         prefix_caching=not given.no_enable_prefix_caching,
+        enable_lora=given.enable_lora,
+        lora_modules=dict(given.lora_modules),
+        max_lora_rank=given.max_lora_rank,
         token_log=Path(given.token_log) if given.token_log else None,
     )
+
+
+def _lora_module(text: str) -> tuple[str, Path]:
+    """name=path. vLLM takes JSON too."""
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=path")
+    return name, Path(path)
 
 
 def load_simulation(folder: Path) -> Simulation:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import pytest
 
@@ -78,7 +77,7 @@ def record_of(promotion: Promotion) -> PromotionRecord:
     update = {
         "spec": promotion.model,
         "promotion": promotion.id,
-        "thresholds": asdict(THRESHOLDS),
+        "thresholds": THRESHOLDS,
     }
     return record({}).model_copy(update=update)
 

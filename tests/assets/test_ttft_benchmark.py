@@ -21,6 +21,7 @@ from catalog.load import catalog
 from catalog.model import Slo, Traffic
 from k8s.gpus import Gpu
 from k8s.manifests import Release
+from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
 from k8s.records import PromotionRecord
 from k8s.rollout import Rollout
 from k8s.smoke import SmokeReport
@@ -180,7 +181,7 @@ def record(benchmark: dict[str, Any]) -> PromotionRecord:
         gpus=[],
         smoke="",
         benchmark=benchmark,
-        thresholds={},
+        thresholds=EXAMPLE_THRESHOLDS,
         trigger="",
         strategy="blue_green",
         simulated=[],

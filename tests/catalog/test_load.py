@@ -52,6 +52,11 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         ("  cpu: 100m", "  cpu: lots", "resources.cpu: 'lots' is no Kubernetes quantity"),
         ("@sha256:8a69", "-8a69", "has no digest; pin it"),
         ("--dtype=bfloat16", "--model=x", "--model is set by the pipeline, from repo"),
+        (
+            "--dtype=bfloat16",
+            "--lora-modules=a=/b",
+            "--lora-modules is set by the pipeline, from a",
+        ),
         ("required_rate: 6", "required_rate: 40", "slo.required_rate: 40 is above the last"),
         ("rates: [6, 10, 16]", "rates: [10, 6, 16]", "the ladder must ascend"),
         ("max_replicas: 2", "max_replicas: 0", "scaling.max_replicas"),
@@ -68,6 +73,45 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
     ],
 )
 def test_a_mistake_in_a_model_is_named(folder: Path, old: str, new: str, expected: str) -> None:
+    line = edit(folder, "models/smollm2-135m.yaml", old, new)
+    message = refusal(folder)
+    assert f"models/smollm2-135m.yaml:{line}: " in message
+    assert expected in message
+
+
+ADAPTERS = """adapters:
+  - name: sql
+    repo: lab/smollm2-135m-lora
+    revision: main
+  - name: legal.v2
+    repo: lab/smollm2-135m-lora
+    revision: v2
+smoke:"""
+
+
+def test_adapters_are_loaded(folder: Path) -> None:
+    edit(folder, "models/smollm2-135m.yaml", "smoke:", ADAPTERS)
+    adapters = load_catalog(folder).models["smollm2-135m"].adapters
+    assert [(a.name, a.revision) for a in adapters] == [("sql", "main"), ("legal.v2", "v2")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("name: legal.v2", "name: sql", "adapters.1.name: 'sql' is the name of adapters.0 already"),
+        (
+            "name: sql",
+            "name: smollm2-135m",
+            "adapters.0.name: 'smollm2-135m' is the name of served_name already",
+        ),
+        ("name: sql", "name: a=b", "adapters.0.name: String should match pattern"),
+        ("name: sql", "rank: 8\n    name: sql", "is no field here; allowed: name, repo, revision"),
+        ("repo: lab/smollm2-135m-lora", "repo: adapters", "adapters.0.repo: String should match"),
+        ("revision: v2", "revision: 2", "adapters.1.revision: Input should be a valid string"),
+    ],
+)
+def test_a_mistake_in_an_adapter_is_named(folder: Path, old: str, new: str, expected: str) -> None:
+    edit(folder, "models/smollm2-135m.yaml", "smoke:", ADAPTERS)
     line = edit(folder, "models/smollm2-135m.yaml", old, new)
     message = refusal(folder)
     assert f"models/smollm2-135m.yaml:{line}: " in message

@@ -228,6 +228,13 @@ def planted(target: Target) -> None:
         pytest.skip(f"only the lab has what this test promotes, and this is {target.cluster.name}")
 
 
+def served(target: Target) -> dict[str, str]:
+    """What the live Service says of its models and adapters: name -> where it was loaded from."""
+    path = f"/api/v1/namespaces/{target.cluster.namespace}/services/{target.model.object_name}"
+    answer = json.loads(target.kubectl("get", "--raw", f"{path}:8000/proxy/v1/models"))
+    return {model["id"]: model["root"] for model in answer["data"]}
+
+
 def edit(path: Path, old: str, new: str) -> None:
     """In a checkout's file."""
     text = path.read_text()

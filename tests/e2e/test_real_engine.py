@@ -1,4 +1,7 @@
-"""Real vLLM on CPU, in Pods of a lab: promoted when right, refused when it talks nonsense."""
+"""Real vLLM on CPU, in Pods of a lab: promoted when right, refused when it talks nonsense.
+
+With a LoRA adapter, as the engine starts but once for it and the model.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +11,8 @@ import pytest
 from catalog.load import catalog
 from lab import lab as labs
 from lab import vllm_cpu
-from tests.e2e.conftest import Target
+from lab.model import ADAPTER
+from tests.e2e.conftest import Target, copy_product, edit, served
 
 pytestmark = [
     pytest.mark.vllm,
@@ -18,10 +22,15 @@ pytestmark = [
 ]
 # Loading, three known answers and the benchmark on two busy cores.
 DEADLINE_S = 900
+MODEL = "smollm2-135m-cpu"
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    checkout = tmp_path_factory.mktemp("checkout")
+    copy_product(checkout)
+    adapter = f"{{name: sql, repo: {ADAPTER}, revision: v2}}"
+    edit(checkout / f"catalog/models/{MODEL}.yaml", "smoke:", f"adapters: [{adapter}]\nsmoke:")
     home = tmp_path_factory.mktemp("dagster_home_vllm")
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     with labs.start("e2e-vllm", engine="vllm") as lab:
@@ -30,7 +39,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
             lab.promoter_kubeconfig,
             catalog().cluster("lab-vllm"),
             home,
-            model_name="smollm2-135m-cpu",
+            model_name=MODEL,
+            checkout=checkout,
         )
 
 
@@ -41,6 +51,9 @@ def test_the_right_revision_goes_live(target: Target) -> None:
     assert run.folder is not None
     assert "simulated: gpu" in (run.folder / "report.html").read_text()
     assert target.answers()
+    assert "adapters that answer: sql" in run.stage("gpu_smoke_test")["decided_by"]
+    [adapter] = (target.record() or {})["adapters"]
+    assert served(target)["sql"] == f"/models/{ADAPTER}/{adapter['commit']}"
 
 
 @pytest.mark.timeout(DEADLINE_S + 120)

@@ -26,6 +26,8 @@ class StubEngine:
     posts: list[dict[str, Any]] = field(default_factory=list)
     prompt_tokens: int = 100
     generated: int = 100
+    adapters: dict[str, str] = field(default_factory=dict)  # name -> root
+    adapter_says: str | None = "SELECT 1;"
 
     def metrics(self) -> str:
         labels = f'{{engine="0",model_name="{self.name}"}}'
@@ -44,7 +46,12 @@ class StubEngine:
         if self.counts:
             self.prompt_tokens += 10
             self.generated += 7
-        choice: dict[str, Any] = {"message": self.message, "finish_reason": "stop"}
+        message = self.message
+        if body["model"] != self.name:
+            if body["model"] not in self.adapters:
+                return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+            message = {"content": self.adapter_says}
+        choice: dict[str, Any] = {"message": message, "finish_reason": "stop"}
         if path == "/v1/completions":
             choice = {"text": self.message["content"]}
         usage = {"prompt_tokens": 10, "completion_tokens": 7}
@@ -64,8 +71,9 @@ def serving(engine: StubEngine) -> Iterator[StubEngine]:
             elif self.path == "/metrics":
                 self._answer(200, engine.metrics())
             else:
-                entry = {"id": engine.name, "root": engine.root}
-                self._answer(200, json.dumps({"data": [entry]}))
+                names = {engine.name: engine.root, **engine.adapters}
+                entries = [{"id": name, "root": root} for name, root in names.items()]
+                self._answer(200, json.dumps({"data": entries}))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

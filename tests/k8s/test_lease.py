@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -37,11 +38,15 @@ def test_held_by_another_names_it_and_how_to_look(client: Client, name: str) -> 
     assert error.value.holder == "run-1"
 
 
-def test_waits_for_the_release(client: Client, name: str) -> None:
+def test_waits_for_the_release_and_says_for_whom(client: Client, name: str) -> None:
     first = Lease.acquire(client, name, "run-1", ttl_s=60)
+    since = spec(client, name)["acquireTime"]
     threading.Timer(1.0, first.release).start()
-    Lease.acquire(client, name, "run-2", ttl_s=60, wait_s=10)
+    said: list[str] = []
+    Lease.acquire(client, name, "run-2", ttl_s=60, wait_s=10, waiting=said.append)
     assert spec(client, name)["holderIdentity"] == "run-2"
+    [once] = said
+    assert f"Lease {name} is held by run-1 since {since}; waits for it" in once
 
 
 @pytest.mark.parametrize("clock", ["1999-01-01T00:00:00.000000Z", "2999-01-01T00:00:00.000000Z"])
@@ -108,8 +113,18 @@ def test_renewal_survives_conflicts_and_lost_answers(
 ) -> None:
     with Lease.acquire(faulty, name, "run-1", ttl_s=1) as lease:
         faults.add(Fault("PUT", status=409), Fault("PUT", lost=True), Fault("GET", status=500))
-        time.sleep(1.6)
-        lease.check()
+        # The third PUT is the first one whose answer comes.
+        renewed_after(client, name, lambda: len(faults.seen("PUT")) >= 3, lease)
         client.patch("Lease", name, {"metadata": {"labels": {"touched": "by-someone"}}})
-        time.sleep(0.6)
-        lease.check()
+        since = spec(client, name)["renewTime"]
+        renewed_after(client, name, lambda: spec(client, name)["renewTime"] != since, lease)
+
+
+def renewed_after(
+    client: Client, name: str, reached: Callable[[], bool], lease: Lease, seconds: float = 20
+) -> None:
+    """Wait until it has come so far, and the Lease is surely ours then."""
+    deadline = time.monotonic() + seconds
+    while not (reached() and lease.lost is None):
+        assert time.monotonic() < deadline, (lease.lost, spec(client, name))
+        time.sleep(0.05)

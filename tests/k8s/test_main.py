@@ -11,6 +11,7 @@ from k8s import __main__ as cli
 from k8s import manifests
 from k8s.client import Client
 from k8s.manifests import Release
+from tests.k8s.manifests import rendered
 from tests.k8s.test_rollout import cluster, model
 
 __all__ = ["cluster", "model"]
@@ -43,6 +44,28 @@ def test_render(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert programs == [["weights", "resolve"], ["weights", "fetch"], ["loadtests", "--profile"]]
     assert "b" * 40 in objects[0]["spec"]["template"]["spec"]["containers"][0]["args"][0]
+
+
+def test_adapters_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = rendered.with_adapters()
+    changed = Catalog({model.name: model}, catalog().clusters)
+    monkeypatch.setattr(cli, "catalog", lambda: changed)
+    assert cli.main(["render", model.name]) == 0
+    objects = list(yaml.safe_load_all(capsys.readouterr().out))
+    [engine] = objects[0]["spec"]["template"]["spec"]["containers"]
+    assert f"sql=/models/lab/smollm2-135m-lora/{'0' * 40}" in engine["args"]
+    commands = [
+        obj["spec"]["template"]["spec"]["containers"][0]["command"][3:]
+        for obj in objects
+        if obj["kind"] == "Job"
+    ]
+    assert [c[:3] for c in commands[2:6]] == [
+        ["resolve", "--repo", "lab/smollm2-135m-lora"],
+        ["fetch", "--repo", "lab/smollm2-135m-lora"],
+    ] * 2
+    assert commands[3][-1] == f"--adapter-of={model.repo}@{'0' * 40}"
 
 
 @pytest.mark.parametrize(

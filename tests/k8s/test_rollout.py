@@ -16,7 +16,7 @@ from k8s.client import Client, Obj
 from k8s.errors import ConditionFailed, Conflict, KubernetesError, NotFound, WaitTimeout
 from k8s.kinds import KINDS, Kind
 from k8s.manifests import Release, Slot
-from k8s.manifests.release import COMMIT, GATE, PROMOTION, STANDING_ASIDE
+from k8s.manifests.release import COMMIT, GATE, PROMOTION, STANDING_ASIDE, weights_key
 from k8s.records import PromotionRecord
 from tests.k8s.simulated_engine import DIGEST, EnginePod, comes_up, playing, unschedulable
 from tests.k8s.simulated_node import SimulatedNode
@@ -620,7 +620,7 @@ def test_what_a_killed_promotion_left_is_reaped(
     live(client, release, "green", "run-0")
     with playing(node, release, comes_up):
         rollout.roll_out(client, release)
-        job = manifests.download_job(release.model, release.cluster, SHA, "run-1")
+        job = manifests.resolve_job(release.model, release.cluster, "main", "run-1")
         client.create(job)
         assert rollout.reap(client, release.model, "run-1") == [], "it is this promotion's"
         done = rollout.reap(client, release.model, "run-2")
@@ -628,6 +628,23 @@ def test_what_a_killed_promotion_left_is_reaped(
     assert replicas(client, release.name) == 0
     assert gone(client, "Job", job["metadata"]["name"])
     assert rollout.reap(client, release.model, "run-2") == []
+
+
+def test_the_download_of_a_killed_promotion_goes_on_if_it_is_wanted(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    """At 90 % of 140 GB, say."""
+    model = release.model
+    job = manifests.download_job(model, release.cluster, SHA, "run-1")
+    name, key = job["metadata"]["name"], weights_key(model.repo, SHA)
+    client.create(job)
+    assert rollout.reap(client, model, "run-2") == []
+    assert rollout.end_downloads(client, model, "run-2", [key]) == []
+    assert not gone(client, "Job", name)
+    another = weights_key(model.repo, "b" * 40)
+    assert rollout.end_downloads(client, model, "run-1", [another]) == [], "it is this promotion's"
+    assert rollout.end_downloads(client, model, "run-2", [another]) == [f"Job {name} deleted"]
+    assert gone(client, "Job", name)
 
 
 def test_a_lost_service_is_not_taken_for_nothing_live(
@@ -660,7 +677,7 @@ def record(release: Release, template: str, promotion: str = "run-1") -> Promoti
         gpus=[],
         smoke="passed",
         benchmark={"verdict": "pass"},
-        thresholds={"in_flight": 8, "waiting": 1, "headroom": 0.9, "lead_seconds": 60.0},
+        thresholds=manifests.Thresholds(8, 1, 0.9, 60.0),
         trigger="proven",
         strategy="blue_green",
         simulated=["gpu"],

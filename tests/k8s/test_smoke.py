@@ -10,8 +10,9 @@ from catalog.load import catalog
 from k8s import smoke
 from k8s.client import Client
 from k8s.gpus import Gpu
-from k8s.manifests import Release
+from k8s.manifests import Release, unresolved
 from k8s.rollout import Rollout
+from tests.k8s.manifests import rendered
 from tests.k8s.simulated_node import SimulatedNode
 from tests.k8s.stub_engine import StubEngine, serving
 
@@ -25,7 +26,7 @@ GOOD_GPU = Gpu(0, "NVIDIA L4 SIMULATED", "GPU-0", 23034, 0, "580")
 
 
 def release(model: ModelSpec = SMOLLM) -> Release:
-    return Release(model, LAB, "a" * 40, "blue", "run-1", 60)
+    return Release(model, LAB, "a" * 40, "blue", "run-1", 60, unresolved(model))
 
 
 def good(model: ModelSpec = SMOLLM) -> StubEngine:
@@ -120,6 +121,54 @@ def test_a_model_without_chat(
     engine = good()
     assert report_of(client, node, name, engine, monkeypatch, model).passed
     assert engine.posts[0]["prompt"].startswith("What is the capital of France?")
+
+
+WITH_ADAPTERS = rendered.with_adapters()
+ROOT = f"/models/lab/smollm2-135m-lora/{'0' * 40}"
+
+
+def test_each_adapter_is_asked(
+    client: Client, node: SimulatedNode, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = good()
+    engine.adapters = {"sql": ROOT, "legal.v2": ROOT}
+    report = report_of(client, node, name, engine, monkeypatch, WITH_ADAPTERS)
+    assert report.failures == ()
+    assert {of: answer.text for of, answer in report.adapters.items()} == {
+        "sql": "SELECT 1;",
+        "legal.v2": "SELECT 1;",
+    }
+    assert "adapters that answer: sql, legal.v2; " in report.summary()
+    assert [post["model"] for post in engine.posts] == ["smollm2-135m", "sql", "legal.v2"]
+    assert report.tokens_advanced == 3 * 17
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"adapters": {"sql": ROOT}}, f"adapter legal.v2 is '{ROOT}', /v1/models doesn't have it"),
+        (
+            {"adapters": {"sql": ROOT, "legal.v2": "/models/old"}},
+            f"adapter legal.v2 is '{ROOT}', /v1/models says it is '/models/old'",
+        ),
+        ({"adapters": {"sql": ROOT}}, "adapter legal.v2, prompt 'What is the capital of France?"),
+        ({"adapter_says": None}, "adapter sql, prompt 'What is the capital of France?"),
+        ({"adapter_says": ""}, "7 tokens and no text"),
+    ],
+)
+def test_a_bad_adapter(
+    client: Client,
+    node: SimulatedNode,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    why: str,
+) -> None:
+    engine = dataclasses.replace(good(), adapters={"sql": ROOT, "legal.v2": ROOT})
+    engine = dataclasses.replace(engine, **change)
+    report = report_of(client, node, name, engine, monkeypatch, WITH_ADAPTERS)
+    assert not report.passed
+    assert why in report.summary()
 
 
 def test_an_engine_that_is_away(

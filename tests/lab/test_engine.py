@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lab.model import adapter_files
 from tests.loadtests.servers import FAST, ROOT, Simulator, make_model, simulator
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -94,6 +95,55 @@ def test_flags_of_the_catalog_are_known(tmp_path: Path) -> None:
     with simulator(tmp_path / "m", *flags, simulation={}) as running:
         assert ask(running, "/v1/models").json["data"][0]["max_model_len"] == 1024
         assert "tensor parallel 2" in "".join(running.log)
+
+
+def make_adapter(folder: Path, rank: int = 4) -> Path:
+    folder.mkdir()
+    for name, content in adapter_files().items():
+        (folder / name).write_bytes(content.replace(b'"r": 4', f'"r": {rank}'.encode()))
+    return folder
+
+
+def test_adapters_are_served_by_their_names(tmp_path: Path) -> None:
+    sql, legal = make_adapter(tmp_path / "a"), make_adapter(tmp_path / "b", rank=32)
+    flags = ["--enable-lora", "--max-lora-rank", "32", "--max-loras", "2"]
+    flags += ["--lora-modules", f"sql={sql}", f"legal={legal}"]
+    with simulator(tmp_path / "m", *flags, simulation={"service_curve": FAST}) as running:
+        base, *cards = ask(running, "/v1/models").json["data"]
+        assert base["parent"] is None
+        assert [(c["id"], c["root"], c["parent"]) for c in cards] == [
+            ("sql", str(sql), "m"),
+            ("legal", str(legal), "m"),
+        ]
+        body = {"messages": QUESTION, "max_tokens": 20}
+        answer = ask(running, "/v1/chat/completions", body | {"model": "legal"}).json
+        assert answer["model"] == "legal"
+        assert answer["choices"][0]["message"]["content"].startswith("[simulated] [legal] ")
+        plain = ask(running, "/v1/chat/completions", body | {"model": "m"}).json
+        assert "legal" not in plain["choices"][0]["message"]["content"]
+        assert ask(running, "/v1/chat/completions", body | {"model": "other"}).status == 404
+
+
+@pytest.mark.parametrize(
+    ("flags", "spoiled", "said"),
+    [
+        ([], "", "LoRA is not enabled"),
+        (["--enable-lora"], "folder", "Loading lora sql failed: No adapter found"),
+        (["--enable-lora"], "adapter_config.json", "can't read"),
+        (["--enable-lora"], "adapter_model.safetensors", "doesn't contain tensors"),
+        (["--enable-lora"], "rank", "LoRA rank 32 is greater than max_lora_rank 16."),
+    ],
+)
+def test_adapters_that_vllm_would_not_load(
+    tmp_path: Path, flags: list[str], spoiled: str, said: str
+) -> None:
+    adapter = make_adapter(tmp_path / "a", rank=32 if spoiled == "rank" else 4)
+    if spoiled.startswith("adapter_"):
+        (adapter / spoiled).unlink()
+    path = tmp_path / "nothing" if spoiled == "folder" else adapter
+    ran = run(str(make_model(tmp_path / "m")), *flags, "--lora-modules", f"sql={path}")
+    assert ran.returncode == 1
+    assert said in ran.stdout
 
 
 def test_longer_than_the_model_allows(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from weights.errors import (
     EmptyRepository,
     MissingShard,
     NoChatTemplate,
+    NotAnAdapter,
     NoWeights,
     PickleRefused,
     Place,
@@ -44,6 +45,34 @@ def test_safetensors_are_taken_and_the_same_weights_in_other_forms_left() -> Non
     )
     kept = (*COMMON, "model.safetensors", "chat_template.jinja", "params.json")
     assert chosen(*kept, *again, ".gitattributes") == set(kept)
+
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def test_of_an_adapter_just_what_is_served() -> None:
+    beside = (
+        "README.md",
+        "adapter_model.bin",
+        "training_args.bin",
+        "optimizer.pt",
+        "tokenizer.json",
+        "checkpoint-500/adapter_model.safetensors",
+        "model.safetensors",
+    )
+    assert chosen(*ADAPTER, *beside, adapter=True) == set(ADAPTER)
+
+
+def test_what_is_no_adapter() -> None:
+    missing = "has no adapter_config.json and no adapter_model.safetensors"
+    with pytest.raises(NotAnAdapter, match=f"{missing}$"):
+        chosen(*COMMON, "model.safetensors", adapter=True)
+    with pytest.raises(NotAnAdapter, match=r"has no adapter_config\.json$"):
+        chosen("adapter_model.safetensors", adapter=True)
+    with pytest.raises(NotAnAdapter, match=r"has no adapter_config\.json and no"):
+        chosen(*(f"checkpoint-500/{path}" for path in ADAPTER), adapter=True)
+    with pytest.raises(PickleRefused, match=r"adapter_model\.bin"):
+        chosen("adapter_config.json", "adapter_model.bin", adapter=True)
 
 
 def test_a_repository_with_consolidated_alone_keeps_it() -> None:

@@ -298,7 +298,7 @@ def test_jobs_run_once_end_in_time_and_are_cleaned_away(
     model: ModelSpec, cluster: ClusterSpec
 ) -> None:
     jobs = [obj for obj in rendered.objects(model, cluster) if obj["kind"] == "Job"]
-    assert len(jobs) == 3
+    assert len(jobs) == 3 + 2 * len(model.adapters)
     for job in jobs:
         assert job["spec"]["backoffLimit"] == 0
         assert job["spec"]["activeDeadlineSeconds"] > 0
