@@ -1,12 +1,13 @@
 """Fetch a commit: hit, or plan, download and verify beside each other, and publish."""
 
+import math
 import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from weights.errors import (
     NoSpace,
     Place,
     VolumeNotWritable,
+    WeightsError,
     WrongBytes,
     volume_error,
 )
@@ -26,6 +28,7 @@ from weights.events import Reporter, amount
 from weights.hub import Hub
 from weights.manifest import File, Manifest, Selection
 from weights.pace import Pace, Patience
+from weights.part import Part
 from weights.publish import Folders
 from weights.resolve import check_commit, check_repo
 
@@ -43,12 +46,18 @@ DOWNLOADS = 2  # of a file whose bytes are wrong; then it is the Hub, and not th
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to fetch. `chat`: there must be a chat template."""
+    """What to fetch. `chat`: there must be a chat template.
+
+    What is published already is compared by hash if `rehash`, or if that was `rehash_after_days`
+    ago.
+    """
 
     repo: str
     commit: str
     selection: Selection = field(default_factory=Selection)
     chat: bool = False
+    rehash: bool = False
+    rehash_after_days: float = math.inf
 
     @property
     def place(self) -> Place:
@@ -84,24 +93,67 @@ def fetch(wanted: Wanted, root: Path, hub: Hub, reporter: Reporter, patience: Pa
     try:
         # Another fetch may publish the commit under us, with other patterns perhaps: look again.
         while True:
-            if hit := _hit(wanted, where):
-                return hit
-            if done := _Fetch(wanted, where, hub, reporter, patience).run():
+            there = _look(wanted, where, reporter)
+            if there and not there.damaged and there.manifest.selection == wanted.selection:
+                return _hit(wanted, where, there.manifest)
+            if done := _Fetch(wanted, where, there, hub, reporter, patience).run():
                 return done
             shutil.rmtree(where.staging, ignore_errors=True)
     except OSError as error:
         raise volume_error(error, where.published, wanted.place) from error
 
 
-def _hit(wanted: Wanted, where: Folders) -> Fetched | None:
-    """What is published, if it is just what is wanted and the sizes still match."""
-    if not publish.is_published(where):
+@dataclass(frozen=True)
+class _Published:
+    """What is published. `manifest.verified_at` and `mtimes` are as of now.
+
+    `damaged`: path -> why; the other files are right.
+    """
+
+    manifest: Manifest
+    damaged: Mapping[str, str]
+
+
+def _look(wanted: Wanted, where: Folders, reporter: Reporter) -> _Published | None:
+    """Compare what is published with its manifest; None if there is nothing that has one.
+
+    By sizes and mtimes, and by hashes where these don't fit, or if asked to, or after a while.
+    """
+    found = _manifest(where.published) if publish.is_published(where) else None
+    if found is None:
         return None
-    found = _manifest(where.published)
-    if found is None or found.selection != wanted.selection:
-        return None
-    if verify.damaged(where.published, found, hashes=False):
-        return None
+    damaged = verify.damaged(where.published, found, hashes=False)
+    all_of_them = wanted.rehash or _days_since(found.verified_at) > wanted.rehash_after_days
+    here = [file for file in found.files if file.path not in damaged]
+    mtimes = verify.mtimes(where.published, here)
+    suspects = [f for f in here if all_of_them or mtimes[f.path] != found.mtimes.get(f.path)]
+    if suspects:
+        why = "as asked" if wanted.rehash else f"last done {found.verified_at}"
+        reporter.progress(
+            f"compares {amount(sum(file.size for file in suspects))} of {wanted.place} with "
+            f"their hashes: {why if all_of_them else suspects[0].path + ' was changed'}"
+        )
+        damaged |= verify.damaged(
+            where.published, replace(found, files=tuple(suspects)), hashes=True
+        )
+        found = replace(
+            found,
+            verified_at=_now() if all_of_them else found.verified_at,
+            mtimes={path: mtime for path, mtime in mtimes.items() if path not in damaged},
+        )
+        if not damaged:
+            publish.renew(where, found)
+    for path, wrong in damaged.items():
+        reporter.progress(f"{wanted.place.of(path)} {wrong}: it is fetched again")
+    return _Published(found, damaged)
+
+
+def _days_since(time_: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(time_)).total_seconds() / 86_400
+
+
+def _hit(wanted: Wanted, where: Folders, found: Manifest) -> Fetched:
+    """What is published is what is wanted."""
     if wanted.chat:
         paths = [file.path for file in found.files]
         plan.check_chat(paths, where.published, wanted.place)
@@ -133,13 +185,25 @@ class _Fetch:
     """One attempt at publishing a commit, with its threads and its work folder."""
 
     def __init__(
-        self, wanted: Wanted, where: Folders, hub: Hub, reporter: Reporter, patience: Patience
+        self,
+        wanted: Wanted,
+        where: Folders,
+        there: _Published | None,
+        hub: Hub,
+        reporter: Reporter,
+        patience: Patience,
     ) -> None:
         self.wanted = wanted
         self.where = where
+        self.there = there
+        damaged = there.damaged if there else {}
+        files = there.manifest.files if there else ()
+        self.right = {file.path: file for file in files if file.path not in damaged}
         self.hub = hub
         self.reporter = reporter
         self.pace = Pace(patience, reporter)
+        self.others = publish.Others(where)
+        self.ended = threading.Event()
         # A published folder that lacks or damaged a file is mended in place, file by file.
         self.target = where.published if publish.is_published(where) else where.staging
         self.total = 0
@@ -153,7 +217,8 @@ class _Fetch:
         try:
             publish.make(self.where.root, self.where.work)
             publish.beat(self.where.work)
-            self._sweep()
+            threading.Thread(target=self._beat, daemon=True).start()
+            self._await_parts()
             return self._run()
         except FileNotFoundError:
             if self.target == self.where.staging and publish.is_published(self.where):
@@ -161,7 +226,27 @@ class _Fetch:
             raise
         finally:
             self.pace.stop()
-            shutil.rmtree(self.where.work, ignore_errors=True)
+            self.ended.set()
+            publish.leave(self.where, self.where.work)
+
+    def _beat(self) -> None:
+        while not self.ended.wait(publish.BEAT_SECONDS):
+            with suppress(OSError):  # the fetch itself will meet what is wrong with the volume
+                publish.beat(self.where.work)
+
+    def _await_parts(self) -> None:
+        """Wait until it is sure which fetches are dead: what they have got needn't come again."""
+        deadline = time.monotonic() + publish.DEAD_AFTER_S + 2 * publish.BEAT_SECONDS
+        said = False
+        self._sweep()
+        while (names := self.others.undecided()) and time.monotonic() < deadline:
+            if not said:
+                self.reporter.progress(
+                    f"looks {publish.DEAD_AFTER_S:.0f} s whether the fetch in {names[0]} is alive"
+                )
+                said = True
+            time.sleep(publish.BEAT_SECONDS / 4)
+            self._sweep()
 
     def _run(self) -> Fetched | None:
         wanted, place = self.wanted, self.wanted.place
@@ -192,18 +277,21 @@ class _Fetch:
     def _publish(self, chosen: tuple[File, ...]) -> Fetched | None:
         if self.target == self.where.staging:
             publish.tidy(self.target, chosen)
-        elif before := _manifest(self.target):
-            # Files of the earlier selection stay published.
-            paths = {file.path for file in chosen}
-            chosen += tuple(file for file in before.files if file.path not in paths)
+        paths = {file.path for file in chosen}
+        # Files of an earlier selection stay published.
+        chosen += tuple(file for path, file in self.right.items() if path not in paths)
         verify.check_readable(self.where.root, self.target)
+        publish.sync_volume(self.target)
+        now = _now()
         content = Manifest(
             repo=self.wanted.repo,
             commit=self.wanted.commit,
             files=tuple(sorted(chosen, key=lambda file: file.path)),
             selection=self.wanted.selection,
             read_bytes_per_s=round(verify.read_throughput(self.target, chosen)),
-            published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            published_at=now,
+            verified_at=self.there.manifest.verified_at if self.there else now,
+            mtimes=verify.mtimes(self.target, chosen),
         )
         if not publish.publish(self.where, self.target, content):
             return None
@@ -223,7 +311,9 @@ class _Fetch:
         place = self.wanted.place.of(file.path)
         target = self.target / file.path
         self.busy[file.path] = time.monotonic()
-        if verify.problem(target, file, self._hashed) is None:
+        if self.right.get(file.path) == file:
+            pass
+        elif verify.problem(target, file, self._hashed) is None:
             _check_format(target, place)
         else:
             self._download(file, place)
@@ -231,26 +321,17 @@ class _Fetch:
         self.settled[file.path] = file.size
 
     def _download(self, file: File, place: Place) -> None:
-        work = self.where.work / "files"
-        for attempt in range(1, DOWNLOADS + 1):
-            path = self.pace.persist(
-                lambda: hubs.download(
-                    self.hub,
-                    self.wanted.repo,
-                    self.wanted.commit,
-                    file,
-                    work,
-                    partial(self._arrived, file),
-                ),
-                lambda error: hubs.understand(error, self.hub, place, resolved=True),
-            )
-            wrong = verify.problem(path, file, self._hashed)
+        downloads = 0
+        while downloads < DOWNLOADS:
+            resumed = publish.left_bytes(self.where, file.path) > 0
+            path, wrong = self._once(file, place)
             if wrong is None:
                 _check_format(path, place)
                 publish.settle(path, self.target, file.path)
                 return
             path.unlink(missing_ok=True)
-            if attempt < DOWNLOADS:
+            downloads += not resumed
+            if downloads < DOWNLOADS:
                 self.reporter.progress(f"{place} {wrong}: downloading it again")
         raise WrongBytes(
             f"{place} {wrong}, in {DOWNLOADS} downloads",
@@ -258,6 +339,27 @@ class _Fetch:
             "volume): nothing of it was published; find it, then start again",
             place=place,
         )
+
+    def _once(self, file: File, place: Place) -> tuple[Path, str | None]:
+        """Download the file. Returns where it is, and what is wrong with its bytes."""
+        hub, repo, commit = self.hub, self.wanted.repo, self.wanted.commit
+        arrived = partial(self._arrived, file)
+
+        def understand(error: Exception) -> WeightsError:
+            return hubs.understand(error, hub, place, resolved=True)
+
+        if hubs.through_xet(file):
+            folder = self.where.work / "xet"
+            path = self.pace.persist(
+                lambda: hubs.download_xet(hub, repo, commit, file, folder, arrived), understand
+            )
+            return path, verify.problem(path, file, self._hashed)
+        path = publish.take(self.where, file.path)
+        with Part(path, file, self._hashed) as part:
+            self.pace.persist(
+                lambda: hubs.download(hub, repo, commit, file, part, arrived), understand
+            )
+            return path, part.problem
 
     def _hashed(self, _: int) -> None:
         self.pace.alive()
@@ -312,7 +414,6 @@ class _Fetch:
         waiting_for = ", ".join(list(self.busy)[:3]) or "the list of files"
         self.pace.check(self.wanted.place, waiting_for)
         self._report()
-        publish.beat(self.where.work)
         self._sweep()
 
     def _bytes_here(self) -> int:
@@ -342,13 +443,13 @@ class _Fetch:
         )
 
     def _sweep(self) -> None:
-        for name in publish.sweep(self.where.work):
+        for name in self.others.sweep():
             self.reporter.progress(f"removed {name}, left by a fetch that was killed")
 
     def _check_space(self, chosen: Sequence[File]) -> None:
         """Raise NoSpace before the first byte if the volume can't hold what is missing."""
         missing = sum(
-            file.size
+            max(0, file.size - publish.left_bytes(self.where, file.path))
             for file in chosen
             if verify.size_problem(self.target / file.path, file) is not None
         )
@@ -360,6 +461,10 @@ class _Fetch:
                 "remove commits that nothing serves (python -m weights list), or enlarge the claim",
                 place=self.wanted.place,
             )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _check_format(path: Path, place: Place) -> None:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 import httpx2
@@ -22,6 +23,7 @@ from huggingface_hub import (
     RepoFile,
     get_token,
     hf_hub_download,
+    hf_hub_url,
     is_offline_mode,
     set_client_factory,
 )
@@ -33,11 +35,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils._runtime import is_xet_available
 
 from weights import errors, xet
 from weights.errors import Place, WeightsError
 from weights.manifest import File
+from weights.part import Part
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 METADATA_SECONDS = 30.0
@@ -107,20 +113,55 @@ def tree(hub: Hub, repo: str, commit: str) -> Iterator[File]:
         if isinstance(entry, RepoFile):
             sha256 = entry.lfs.sha256 if entry.lfs else None
             size = entry.lfs.size if entry.lfs else entry.size
-            yield File(entry.path, size, sha256, None if sha256 else entry.blob_id)
+            git_sha1 = None if sha256 else entry.blob_id
+            yield File(entry.path, size, sha256, git_sha1, xet=entry.xet_hash is not None)
+
+
+def through_xet(file: File) -> bool:
+    """Whether download_xet() is for this file, and not download()."""
+    return file.xet and is_xet_available()
 
 
 def download(
-    hub: Hub,
-    repo: str,
-    commit: str,
-    file: File,
-    folder: Path,
-    arrived: Callable[[int], None] = lambda _: None,
-) -> Path:
-    """Download one file below `folder`, where it must not lie yet. Returns its path.
+    hub: Hub, repo: str, commit: str, file: File, part: Part, arrived: Callable[[int], None]
+) -> None:
+    """Download one file, or what is missing of it, into `part`.
 
-    `arrived` is told the bytes so far, by threads of the client.
+    hf_hub_download() always begins at the first byte, and asks for what the tree has told already.
+    `arrived` is told the bytes so far.
+    """
+    url = hf_hub_url(repo, file.path, revision=commit, endpoint=hub.endpoint)
+    # A part of compressed bytes is no part of the file.
+    headers = build_hf_headers(token=hub.token or False) | {"Accept-Encoding": "identity"}
+
+    def get() -> None:
+        http_get(
+            url,
+            cast(BinaryIO, part),
+            resume_size=part.tell(),
+            headers=headers,
+            expected_size=file.size,
+            displayed_filename=file.path,
+            tqdm_class=xet.counter(arrived),
+        )
+
+    if part.tell() > file.size:
+        part.restart()
+    try:
+        get()
+    except HfHubHTTPError as error:
+        if error.response.status_code != 416 or not part.tell():
+            raise
+        part.restart()
+        get()
+
+
+def download_xet(
+    hub: Hub, repo: str, commit: str, file: File, folder: Path, arrived: Callable[[int], None]
+) -> Path:
+    """Download one file of Xet storage below `folder`, where it must not lie yet.
+
+    Returns its path. `arrived` is told the bytes so far, by threads of the client.
     """
     return Path(
         hf_hub_download(
@@ -147,15 +188,21 @@ def told_wait(headers: Mapping[str, str]) -> float | None:
     if value.isdigit():
         return float(value)
     if value:
-        try:
-            date = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        return max(0.0, date.timestamp() - time.time())
+        until = _seconds(value)
+        # By the clock of the one who says it: ours may be wrong.
+        now = _seconds(headers.get("date", "")) or time.time()
+        return None if until is None else max(0.0, until - now)
     match = RATE_LIMIT.search(headers.get("ratelimit", ""))
     if match and match[1] == "0":
         return float(match[2]) + 1.0  # whole seconds, rounded down by the Hub
     return None
+
+
+def _seconds(date: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
 
 
 def understand(error: Exception, hub: Hub, place: Place, *, resolved: bool) -> WeightsError:

@@ -6,6 +6,7 @@ A file's hash is the one that the Hub's tree has for it: sha256 of an LFS or Xet
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class File:
-    """A file of a commit, as the Hub's tree has it. One of `sha256` and `git_sha1` is set."""
+    """A file of a commit, as the Hub's tree has it. One of `sha256` and `git_sha1` is set.
+
+    `xet`: the Hub has it in Xet storage.
+    """
 
     path: str
     size: int
     sha256: str | None = None
     git_sha1: str | None = None
+    xet: bool = field(default=False, compare=False)
 
     @property
     def digest(self) -> str:
@@ -45,7 +50,9 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`read_bytes_per_s`: what reading the volume gave, cold. `published_at`: UTC, ISO 8601."""
+    """`read_bytes_per_s`: what reading the volume gave, cold. Times: UTC, ISO 8601; `verified_at`:
+    when every byte was last compared. `mtimes`: path -> st_mtime_ns of a file when it was.
+    """
 
     repo: str
     commit: str
@@ -53,6 +60,8 @@ class Manifest:
     selection: Selection
     read_bytes_per_s: float
     published_at: str
+    verified_at: str
+    mtimes: Mapping[str, int]
     format: int = field(default=FORMAT)
 
     @property
@@ -69,8 +78,10 @@ class Manifest:
 
     def dump(self) -> str:
         """The text of the file."""
+        digests = ("sha256", "git_sha1")
         files = [
-            {name: value for name, value in asdict(file).items() if value is not None}
+            {"path": file.path, "size": file.size}
+            | {name: value for name in digests if (value := getattr(file, name)) is not None}
             for file in self.files
         ]
         document = {**asdict(self), "files": files, "bytes": self.bytes, "digest": self.digest}
@@ -100,6 +111,9 @@ def read(folder: Path) -> Manifest | None:
             ),
             read_bytes_per_s=document["read_bytes_per_s"],
             published_at=document["published_at"],
+            # Version 0.1 had neither.
+            verified_at=document.get("verified_at", document["published_at"]),
+            mtimes=document.get("mtimes", {}),
         )
         if found.digest != document["digest"]:
             raise ValueError("its digest doesn't fit its content")

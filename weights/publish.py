@@ -2,6 +2,7 @@
 
     <root>/<repo>/<commit>/                published: MANIFEST.json is there
     <root>/<repo>/.staging-<commit>/       verified files of a fetch that isn't finished
+    <root>/<repo>/.parts-<commit>/         what has arrived of files, for the next fetch
     <root>/<repo>/.work-<commit>-<id>/     of one running fetch; swept when it is dead
 
 Readers never see a half: a file is renamed into staging when it is verified, staging is renamed
@@ -10,9 +11,12 @@ writer is the Lease's business; two of them still can't spoil anything, since ea
 a folder of its own and a rename replaces a file by one with the same bytes.
 """
 
+import contextlib
+import ctypes
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,8 +26,11 @@ from weights import manifest
 from weights.errors import NotPublished
 from weights.manifest import File, Manifest
 
-# A fetch touches its heartbeat every few seconds; older than that, its process is gone.
-DEAD_AFTER_S = 60.0
+BEAT_SECONDS = 2.0
+# A fetch whose heartbeat stands still for so long is dead.
+DEAD_AFTER_S = 15.0
+HEARTBEAT = "heartbeat"
+FILES = "files"  # folder of the parts in a work folder
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,11 @@ class Folders:
         """Verified files wait here until all are there."""
         return self.root / self.repo / f".staging-{self.commit}"
 
+    @property
+    def parts(self) -> Path:
+        """What ended fetches have left of unfinished files."""
+        return self.root / self.repo / f".parts-{self.commit}"
+
 
 def folders(root: Path, repo: str, commit: str) -> Folders:
     """The folders of a commit; nothing is made yet."""
@@ -64,58 +76,121 @@ def make(root: Path, folder: Path) -> None:
 
 
 def beat(work: Path) -> None:
-    """Say that the fetch of this work folder is alive."""
-    (work / "heartbeat").write_text(f"{socket.gethostname()} {os.getpid()}\n")
+    """Say that the fetch of this work folder is alive, once more."""
+    (work / HEARTBEAT).write_text(f"{socket.gethostname()} {os.getpid()} {time.monotonic_ns()}\n")
 
 
-def sweep(work: Path) -> list[str]:
-    """Remove the work folders of fetches that are dead; returns their names.
+class Others:
+    """The work folders of other fetches of the repository: which of them are dead?
 
-    Dead: no such process on this host, or a heartbeat that is a minute older than ours (both
-    times are the file system's, so clocks don't matter).
+    Dead: no such process on this host, or no new heartbeat for DEAD_AFTER_S while we looked. Its
+    content counts and not its time: clocks differ, and NFS reads a file anew when it is opened.
     """
-    now = (work / "heartbeat").stat().st_mtime
-    swept = []
-    for other in work.parent.glob(".work-*"):
-        if other != work and _is_dead(other, now):
-            shutil.rmtree(other, ignore_errors=True)
-            swept.append(other.name)
-    return swept
 
+    def __init__(self, where: Folders) -> None:
+        self._where = where
+        self._seen: dict[Path, tuple[str, float]] = {}  # work folder -> heartbeat, since when
+        self._alive: set[Path] = set()
 
-def _is_dead(work: Path, now: float) -> bool:
-    try:
-        heartbeat = work / "heartbeat"
-        if now - heartbeat.stat().st_mtime > DEAD_AFTER_S:
+    def sweep(self) -> list[str]:
+        """Keep the parts of the dead ones, remove the rest. Returns the folders' names."""
+        swept = []
+        for other in self._folders():
+            if self._is_dead(other):
+                leave(self._where, other)
+                swept.append(other.name)
+        return swept
+
+    def undecided(self) -> list[str]:
+        """Folders with parts of our commit that may be those of a dead fetch: sweep() again."""
+        return [
+            other.name
+            for other in self._folders()
+            if other.name.startswith(f".work-{self._where.commit}-")
+            and other not in self._alive
+            and any((other / FILES).glob("*"))
+        ]
+
+    def _folders(self) -> list[Path]:
+        work = self._where.work
+        return [path for path in work.parent.glob(".work-*") if path != work]
+
+    def _is_dead(self, work: Path) -> bool:
+        try:
+            said = (work / HEARTBEAT).read_text()
+        except OSError:
+            said = ""
+        words = said.split()
+        if len(words) == 3 and words[0] == socket.gethostname() and not _runs(int(words[1])):
             return True
-        host, pid = heartbeat.read_text().split()
-        if host != socket.gethostname():
-            return False
-        os.kill(int(pid), 0)
-    except FileNotFoundError:
-        return work.is_dir() and now - work.stat().st_mtime > DEAD_AFTER_S
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):  # being written, or another user's process
+        before, since = self._seen.get(work, (None, 0.0))
+        if said == before:
+            return time.monotonic() - since > DEAD_AFTER_S
+        if before is not None:
+            self._alive.add(work)
+        self._seen[work] = (said, time.monotonic())
         return False
-    return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def leave(where: Folders, work: Path) -> None:
+    """Remove a work folder, but keep the parts of files in it for the next fetch of its commit."""
+    commit = work.name.split("-")[1]
+    pool = where.root / where.repo / f".parts-{commit}"
+    for part in (work / FILES).rglob("*"):
+        kept = pool / part.relative_to(work / FILES)
+        with contextlib.suppress(OSError):  # taken by another sweep, or the volume is in trouble
+            if part.is_file() and part.stat().st_size > _size(kept):
+                make(where.root, kept.parent)
+                part.replace(kept)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def take(where: Folders, path: str) -> Path:
+    """Where the part of a file is to be written; what an ended fetch has left of it is there."""
+    part = where.work / FILES / path
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if not part.exists():
+        with contextlib.suppress(FileNotFoundError):
+            (where.parts / path).replace(part)
+    return part
+
+
+def left_bytes(where: Folders, path: str) -> int:
+    """Bytes that an ended fetch has left of a file."""
+    return _size(where.parts / path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def settle(downloaded: Path, folder: Path, path: str) -> None:
-    """Move a verified file to its place in `folder`, on disk and readable by all.
+    """Move a verified file to its place in `folder`, readable by all; publish() syncs it.
 
     Raises FileNotFoundError if `folder` is gone: another fetch has published it.
     """
     downloaded.chmod(0o644)
-    _sync(downloaded)
     target = folder / path
     make(folder, target.parent)
     downloaded.replace(target)
 
 
 def publish(where: Folders, target: Path, content: Manifest) -> bool:
-    """Write the manifest and make the commit visible. `target` has the files: staging, or what
-    is published, if that was mended.
+    """Write the manifest and make the commit visible. `target` has the files, synced: staging, or
+    what is published, if that was mended.
 
     Returns False if another fetch published the commit meanwhile: the caller looks at what is
     there now. Raises NotPublished for a folder that somebody made by hand.
@@ -127,18 +202,26 @@ def publish(where: Folders, target: Path, content: Manifest) -> bool:
     written.chmod(0o644)
     _sync(written)
     try:
-        for folder in {target, *((target / file.path).parent for file in content.files)}:
-            _sync(folder)
         written.replace(target / manifest.NAME)
         _sync(target)
         if target == where.staging:
             target.rename(where.published)
             _sync(where.published.parent)
+            shutil.rmtree(where.parts, ignore_errors=True)
     except OSError:
         if target == where.staging and is_published(where):
             return False
         raise
     return True
+
+
+def renew(where: Folders, content: Manifest) -> None:
+    """Replace the manifest of a published commit."""
+    written = where.published.with_name(f".manifest-{uuid.uuid4().hex[:8]}")
+    written.write_text(content.dump())
+    written.chmod(0o644)
+    _sync(written)
+    written.replace(where.published / manifest.NAME)
 
 
 def is_published(where: Folders) -> bool:
@@ -164,6 +247,20 @@ def tidy(folder: Path, files: Iterable[File]) -> None:
                 path.rmdir()
         elif path not in wanted:
             path.unlink()
+
+
+def sync_volume(folder: Path) -> None:
+    """Have everything written on the disk: once for all files, where an fsync each takes minutes.
+
+    Raises OSError, also for an earlier failure to write (syncfs(2), Linux 5.8).
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +27,11 @@ BITS = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
-SAMPLE_BYTES = 512 * 1024 * 1024
+# Of the bytes, so much is read to learn how fast the volume is: enough for read-ahead to show,
+# little beside the download.
+SAMPLE_SHARE = 1 / 64
+SAMPLE_BYTES_MIN = 16 * 1024 * 1024
+SAMPLE_BYTES_MAX = 512 * 1024 * 1024
 SAMPLE_SECONDS = 5.0
 
 
@@ -55,18 +59,30 @@ def size_problem(path: Path, file: File) -> str | None:
 
 def digest(path: Path, file: File, on_bytes: Callable[[int], None] = lambda _: None) -> str:
     """The file's hash, of the kind that the Hub's tree has for it."""
-    kind, hasher = (
-        ("sha256", hashlib.sha256())
-        if file.sha256
-        else ("git-sha1", hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
-    )
+    found = hasher(file)
+    for piece in pieces(path):
+        found.update(piece)
+        on_bytes(len(piece))
+    return f"{file.digest.partition(':')[0]}:{found.hexdigest()}"
+
+
+def hasher(file: File) -> "hashlib._Hash":
+    """What the file's bytes go through to become its digest."""
+    return hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode())
+
+
+def pieces(path: Path) -> Iterator[memoryview]:
+    """The file's bytes. Each piece must be used before the next one is taken."""
     buffer = bytearray(CHUNK)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as source:
         while count := source.readinto(buffer):
-            hasher.update(view[:count])
-            on_bytes(count)
-    return f"{kind}:{hasher.hexdigest()}"
+            yield view[:count]
+
+
+def mtimes(folder: Path, files: Iterable[File]) -> dict[str, int]:
+    """path -> st_mtime_ns: a file with another one may have other bytes."""
+    return {file.path: (folder / file.path).stat().st_mtime_ns for file in files}
 
 
 def damaged(folder: Path, manifest: Manifest, *, hashes: bool) -> dict[str, str]:
@@ -168,19 +184,22 @@ def check_readable(root: Path, folder: Path) -> None:
 
 
 def read_throughput(folder: Path, files: Iterable[File]) -> float:
-    """Bytes/s of reading the largest files from the volume, not from memory.
+    """Bytes/s of reading a sample of the files from the volume, the largest first.
 
-    Pages that lie in the page cache are dropped first (they must be written: call it after
-    fsync). At most SAMPLE_BYTES or SAMPLE_SECONDS.
+    Not from memory: pages that lie in the page cache are dropped first (they must be written: call
+    it after a sync).
     """
+    files = sorted(files, key=lambda file: -file.size)
+    share = int(SAMPLE_SHARE * sum(file.size for file in files))
+    sample = min(SAMPLE_BYTES_MAX, max(SAMPLE_BYTES_MIN, share))
     count, started = 0, time.perf_counter()
     buffer = bytearray(CHUNK)
-    for file in sorted(files, key=lambda file: -file.size):
+    for file in files:
         with (folder / file.path).open("rb", buffering=0) as source:
-            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(source.fileno(), 0, sample, os.POSIX_FADV_DONTNEED)
             while got := source.readinto(buffer):
                 count += got
                 taken = time.perf_counter() - started
-                if count >= SAMPLE_BYTES or taken >= SAMPLE_SECONDS:
+                if count >= sample or taken >= SAMPLE_SECONDS:
                     return count / taken
     return count / max(time.perf_counter() - started, 1e-6)

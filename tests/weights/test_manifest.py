@@ -13,7 +13,7 @@ FILES = (File("config.json", 3, git_sha1="1" * 40), File("w.safetensors", 5, sha
 
 def make(files: tuple[File, ...] = FILES, at: str = "2026-01-01T00:00:00+00:00") -> Manifest:
     selection = Selection(allow=("*",), ignore=("x",), allow_pickle=True)
-    return Manifest("org/name", "c" * 40, files, selection, 123.0, at)
+    return Manifest("org/name", "c" * 40, files, selection, 123.0, at, at, {"config.json": 7})
 
 
 def test_it_comes_back(tmp_path: Path) -> None:
