@@ -18,7 +18,8 @@ class Fault:
     the hub answers that status, with `retry_after` and `body` if given. Without it the file's
     content is damaged: `delay_s` before the first byte, `stall_after`/`cut_after` N bytes of the
     answer (silence, closed connection), `flip_byte` N of the file, `bytes_per_s` as a limit.
-    `redirect` sends the client to another base address.
+    `redirect` sends the client to another base address; `no_range`: the whole file is sent,
+    whatever part was asked for.
     """
 
     repo: str = "*"
@@ -36,6 +37,7 @@ class Fault:
     flip_byte: int | None = None
     bytes_per_s: float | None = None
     redirect: str | None = None
+    no_range: bool = False
 
     @classmethod
     def parse(cls, raw: Any) -> "Fault":

@@ -387,6 +387,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, file: StoredFile, repo: str, commit: str, fault: Fault | None) -> None:
         asked = self.headers.get("Range") if self.command == "GET" else None
+        if fault is not None and fault.no_range:
+            asked = None
         try:
             start, end = _range(asked, file.size)
         except ValueError:

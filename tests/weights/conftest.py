@@ -2,10 +2,11 @@
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,23 +67,28 @@ class World:
         token: str | None = None,
         chat: bool = False,
         patience: Patience = QUICK,
+        rehash: bool = False,
+        rehash_after_days: float = math.inf,
         **selection: Any,
     ) -> Fetched:
         """In this process. What it reported is in `events`, also when it raises."""
         out = io.StringIO()
         hub = connect({"HF_ENDPOINT": self.server.url, "HF_TOKEN": token or ""})
-        wanted = Wanted(REPO, commit, Selection(**selection), chat=chat)
+        chosen = Selection(**selection)
+        wanted = Wanted(REPO, commit, chosen, chat, rehash, rehash_after_days)
         try:
             return fetch(wanted, self.root, hub, Reporter(out), patience)
         finally:
             self.events += [json.loads(line) for line in out.getvalue().splitlines()]
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """`python -m weights …` as a process of its own."""
+    def start(
+        self, *arguments: str, under: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        """`python -m weights …` as a process of its own, started by the program `under`."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         home = str(self.root.parent / "home")
         return subprocess.Popen(
-            [sys.executable, "-m", "weights", *arguments],
+            [*under, sys.executable, "-m", "weights", *arguments],
             cwd=ROOT,
             env={**clean, "HF_ENDPOINT": self.server.url, "HF_HOME": home, **environment},
             stdout=subprocess.PIPE,
