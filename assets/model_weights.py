@@ -43,9 +43,16 @@ class Weights:
     adapters: tuple[ServedAdapter, ...] = ()
 
 
+class WeightsConfig(dg.Config):
+    """`rehash`: read every byte of what is on the volume already, whenever that was done last."""
+
+    rehash: bool = False
+
+
 @dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"huggingface"})
 def model_weights(
     context: dg.AssetExecutionContext,
+    config: WeightsConfig,
     cluster: Cluster,
     reports: Reports,
     model_revision: Revision,
@@ -56,7 +63,7 @@ def model_weights(
     """
     with stage(context, cluster, reports) as promotion:
         try:
-            weights = fetch(promotion, model_revision, context.retry_number)
+            weights = fetch(promotion, model_revision, context.retry_number, rehash=config.rehash)
         except JobFailed as error:
             if error.error in TRANSIENT and context.retry_number < RETRIES:
                 context.log.warning(f"{error} Tries again in {RETRY_AFTER_S} s.")
@@ -86,14 +93,16 @@ def model_weights(
         )
 
 
-def fetch(promotion: Promotion, revision: Revision, attempt: int) -> Weights:
+def fetch(
+    promotion: Promotion, revision: Revision, attempt: int, *, rehash: bool = False
+) -> Weights:
     """See to it that the weights and the adapters, which are compared with them, are published.
 
     A download that a killed run of this model left is ended if it is of other weights. Raises
     JobFailed, LeaseHeld, WaitTimeout.
     """
     model, cluster, run = promotion.model, promotion.cluster, promotion.id
-    jobs = [download_job(model, cluster, revision.commit, run, attempt)]
+    jobs = [download_job(model, cluster, revision.commit, run, attempt, rehash=rehash)]
     jobs += [
         adapter_job(
             model,

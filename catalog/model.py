@@ -56,11 +56,16 @@ class Resources(Spec):
 
 
 class Weights(Spec):
-    """Which files of the repository are fetched."""
+    """Which files of the repository are fetched, and when those on the volume are read again.
+
+    Each promotion compares sizes and mtimes with the manifest; every byte where the last time is
+    `rehash_after_days` ago.
+    """
 
     allow: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     allow_pickle: bool = False
+    rehash_after_days: PositiveFloat = 30.0
     # Secret in the cluster's namespace with the key HF_TOKEN; only the Jobs see it.
     token_secret: ObjectName | None = None
 

@@ -5,6 +5,7 @@ result, or error and exit status 1. HF_TOKEN and HF_ENDPOINT come from the envir
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -65,9 +66,20 @@ def _fetch(options: argparse.Namespace, reporter: Reporter) -> None:
     selection = Selection(
         tuple(options.allow), tuple(options.ignore), allow_pickle=options.allow_pickle
     )
-    wanted = Wanted(options.repo, options.commit, selection, chat=options.chat)
+    wanted = _wanted(options, selection)
     fetched = fetch(wanted, options.root, _hub(reporter), reporter, _patience(options))
     reporter.result(**asdict(fetched))
+
+
+def _wanted(options: argparse.Namespace, selection: Selection) -> Wanted:
+    return Wanted(
+        options.repo,
+        options.commit,
+        selection,
+        chat=options.chat,
+        rehash=options.rehash,
+        rehash_after_days=options.rehash_after_days,
+    )
 
 
 def _fetch_adapter(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -79,7 +91,7 @@ def _fetch_adapter(options: argparse.Namespace, reporter: Reporter) -> None:
             "--allow, --ignore, --allow-pickle and --chat are for models",
             "leave them out: an adapter is just two files",
         )
-    wanted = Wanted(options.repo, options.commit, Selection(adapter=True))
+    wanted = _wanted(options, Selection(adapter=True))
     fetched = fetch(wanted, options.root, _hub(reporter), reporter, _patience(options))
     base = folders(options.root, repo, commit).published
     found = adapter.check(Path(fetched.path), base, wanted.place, Place(repo, commit))
@@ -182,6 +194,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ignore", action="append", default=[], help="no files like this")
     command.add_argument("--allow-pickle", action="store_true", help="loading one runs its code")
     command.add_argument("--chat", action="store_true", help="there must be a chat template")
+    command.add_argument(
+        "--rehash", action="store_true", help="read again all of what is published already"
+    )
+    command.add_argument(
+        "--rehash-after-days",
+        type=float,
+        default=math.inf,
+        metavar="DAYS",
+        help="read it again if the last time is so long ago; else sizes and mtimes are compared",
+    )
     command.add_argument(
         "--adapter-of",
         metavar="REPO@COMMIT",

@@ -61,15 +61,25 @@ def resolve_job(
 
 
 def download_job(
-    model: ModelSpec, cluster: ClusterSpec, commit: str, promotion: str, attempt: int = 0
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    commit: str,
+    promotion: str,
+    attempt: int = 0,
+    *,
+    rehash: bool = False,
 ) -> Obj:
-    """Fetches, verifies and publishes the weights of a commit on the claim."""
+    """Fetches, verifies and publishes the weights of a commit on the claim.
+
+    `rehash`: reads all of it again if it is there already.
+    """
     weights = model.weights
     # --allow=*.json, not two words: a pattern may begin with a dash.
     options = [f"--allow={pattern}" for pattern in weights.allow]
     options += [f"--ignore={pattern}" for pattern in weights.ignore]
     options += ["--allow-pickle"] if weights.allow_pickle else []
     options += ["--chat"] if model.chat else []
+    options += ["--rehash"] if rehash else []
     return _fetch_job(model, cluster, model.repo, commit, promotion, attempt, options)
 
 
@@ -98,6 +108,7 @@ def _fetch_job(
     options: list[str],
 ) -> Obj:
     command = _command("weights", "fetch", "--repo", repo, "--commit", commit, "--root", MODELS)
+    command += [f"--rehash-after-days={model.weights.rehash_after_days:g}"]
     container = {
         **_program(cluster, "weights", cpu="250m", memory="512Mi", limit=DOWNLOAD_MEMORY),
         "command": [*command, *options],

@@ -7,6 +7,7 @@
 The id of a commit is a sha1 over its tree, so the same files give the same commit on every lab.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -115,10 +116,10 @@ class Hub:
     def files(self, repo: str, commit: str) -> dict[str, StoredFile]:
         """The files of a commit by path; none if a ref points at a commit that is gone."""
         path = self._folder(repo) / "commits" / f"{commit}.json"
-        if not path.exists():
+        try:
+            return _commit(path, path.stat().st_mtime_ns)
+        except FileNotFoundError:
             return {}
-        entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        return {name: StoredFile(**entry) for name, entry in entries.items()}
 
     def blob(self, file: StoredFile) -> Path:
         """Where the content of a file lies."""
@@ -169,6 +170,12 @@ class Hub:
             _place(content, blob)
         pointer_size = len(pointer) if lfs else 0
         return StoredFile(path, size, digest, git.hexdigest(), lfs, pointer_size, xet and lfs)
+
+
+@functools.lru_cache(maxsize=16)
+def _commit(path: Path, _: int) -> dict[str, StoredFile]:
+    entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return {name: StoredFile(**entry) for name, entry in entries.items()}
 
 
 def _chunks(content: Path | bytes) -> list[bytes] | Any:

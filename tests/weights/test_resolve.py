@@ -103,4 +103,8 @@ def test_how_long_to_wait_is_understood_in_all_forms() -> None:
     assert told_wait({"retry-after": "soon"}) is None
     assert told_wait({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     assert told_wait({"ratelimit": '"api";r=0;t=55'}) == 56.0
+    # An hour off is our clock, not the hub's.
+    later, now = "Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT"
+    assert told_wait({"retry-after": later, "date": now}) == 30.0
+    assert told_wait({"retry-after": now, "date": later}) == 0.0
     assert told_wait({"ratelimit": '"api";r=3;t=55'}) is None

@@ -71,6 +71,7 @@ def test_jobs_resolve_and_fetch_each() -> None:
     job = manifests.adapter_job(MODEL, LAB, adapter, "b" * 40, "run-1", base="a" * 40)
     assert command(job)[3:] == [
         *("fetch", "--repo", adapter.repo, "--commit", "b" * 40, "--root", "/models"),
+        "--rehash-after-days=30",
         f"--adapter-of={MODEL.repo}@{'a' * 40}",
     ]
     assert job["metadata"]["labels"][WEIGHTS] == weights_key(adapter.repo, "b" * 40)

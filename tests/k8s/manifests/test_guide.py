@@ -356,7 +356,7 @@ def test_o5_patterns_and_flags_reach_the_program() -> None:
     assert container["command"] == [
         *("python", "-m", "weights", "fetch", "--repo", LLAMA.repo),
         *("--commit", rendered.COMMIT, "--root", "/models"),
-        *("--allow=*.json", "--ignore=-x*", "--allow-pickle"),
+        *("--rehash-after-days=30", "--allow=*.json", "--ignore=-x*", "--allow-pickle"),
     ]
 
 
