@@ -1,5 +1,6 @@
 """Counting GPUs, on nodes and Pods of a real API server, and reading nvidia-smi."""
 
+import time
 from typing import Any
 
 import pytest
@@ -62,8 +63,16 @@ def label() -> dict[str, str]:
 
 
 @pytest.fixture
-def cluster(node: SimulatedNode) -> ClusterSpec:
-    """A pool whose only node is the simulated one."""
+def cluster(client: Client, node: SimulatedNode) -> ClusterSpec:
+    """A pool whose only node is the simulated one, and nobody waits for a GPU."""
+    for deployment in client.list("Deployment"):  # of other tests
+        client.scale("Deployment", deployment["metadata"]["name"], 0)
+    deadline = time.monotonic() + 20
+    while waiting := [pod for pod in client.list("Pod") if not pod["spec"].get("nodeName")]:
+        assert time.monotonic() < deadline, waiting
+        for pod in waiting:
+            _call(client, "DELETE", pod["metadata"]["name"], body={"gracePeriodSeconds": 0})
+        time.sleep(0.1)
     spec = catalog().cluster("lab")
     pool = spec.node_pools[0].model_copy(update={"labels": {"test.local/node": node.name}})
     return spec.model_copy(update={"node_pools": (pool,)})
