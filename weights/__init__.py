@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Parts of files that Xet's client holds in memory: two whole ones of 64 MiB, or more small ones.
 # With that the program stays below 300 MB; hf_xet's own choice is a share of the machine's memory.
+# More is faster where one stream doesn't fill the network (k8s/manifests/jobs.py).
 os.environ.setdefault("HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_SIZE", "160mb")
 os.environ.setdefault("HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_LIMIT", "160mb")
 # A silent connection is opened anew well before the watchdog (weights.pace) gives the fetch up;

@@ -19,6 +19,7 @@ FAILURE = re.compile(
     r"|Rate limited: |Timeout: |Not found: |Operation cancelled: "
 )
 STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+REFRESH = "Token refresh failed"  # asked of the Hub, with the Hub's token
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 URL_HOST = re.compile(r"https?://(?:[^/@\s]*@)?([^/:\s)]+)")
 VOLUME_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -70,6 +71,13 @@ def understand(error: BaseException, place: Place) -> WeightsError | None:
     storage = f"Xet storage ({found[1]})" if found else "Xet storage"
     again = "start again later: finished files are kept"
     if match := STATUS.search(text):
+        if REFRESH in text and match[1] in ("401", "403"):
+            return errors.Unauthorized(
+                f"{found[1] if found else 'the Hub'} gives no more tokens for Xet storage "
+                f"({match[1]}, {place})",
+                "check whether HF_TOKEN was revoked or its access taken back, then start again",
+                place=place,
+            )
         return _refusal(int(match[1]), storage, place, again)
     if text.startswith("I/O error: "):  # before the download: not the volume
         return errors.UsageError(

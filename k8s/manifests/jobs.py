@@ -35,6 +35,13 @@ RESOLVE_SECONDS = 300
 DOWNLOAD_SECONDS = 6 * 3600
 
 DOWNLOAD_MEMORY = "4Gi"
+# What Xet's client holds in memory: so much that 16 streams fill a fast network, where the
+# program's own choice (weights/__init__.py) has two, and well below DOWNLOAD_MEMORY. It must not be
+# left to hf_xet, whose share of the node's memory got Jobs killed (xet-core#927, hub#3300).
+XET_ENV = {
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_SIZE": "1gb",
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_LIMIT": "1gb",
+}
 
 
 def resolve_job(
@@ -212,6 +219,7 @@ def _hub_env(model: ModelSpec, cluster: ClusterSpec) -> list[Obj]:
         # Links between blobs break on a shared volume.
         "HF_HUB_DISABLE_SHARED_BLOBS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        **XET_ENV,
     }
     if cluster.hub_endpoint:
         variables["HF_ENDPOINT"] = cluster.hub_endpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.hub import Fault, xet
+from lab.hub import Fault, HubServer, xet
 from lab.hub.server import TOKEN
 from tests.weights.conftest import REPO, ROOT, World, model, tensors
 from tests.xet_client import begin_anew
@@ -172,11 +172,26 @@ def test_a_failure_that_lasts_longer_than_the_clients_patience_is_outlasted(
     assert "answers 503" in json.dumps(world.events)
 
 
-def test_a_token_that_is_refused_at_the_token_endpoint(world: World) -> None:
-    commit = world.commit(FILES, xet=True)
-    world.server.faults.add(Fault(where="api", after=1, status=401))  # the list goes through
+@pytest.mark.parametrize("before", [1, 2], ids=["asked by huggingface_hub", "asked by hf_xet"])
+def test_a_hub_that_gives_no_token_for_its_storage(
+    world: World, commit: str, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    monkeypatch.setattr(xet, "TOKEN_SECONDS", 10)  # so short that hf_xet asks again itself
+    world.server.faults.add(Fault(where="api", after=before, status=401))  # the list goes through
     error = refused(world, commit, Unauthorized, token=TOKEN)
     assert TOKEN not in str(error)
+
+
+def test_a_token_endpoint_that_redirects_gets_no_token_of_ours(
+    world: World, commit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xet, "TOKEN_SECONDS", 10)
+    with HubServer(world.server.hub) as other:
+        world.server.faults.add(Fault(where="api", after=1, redirect=other.url))
+        world.fetch(commit, token=TOKEN)
+        asked_there = [r for r in other.requests if "xet-read-token" in r.path]
+    assert world.published(commit) == FILES
+    assert len(asked_there) >= 2 and not any(request.authorized for request in asked_there)
 
 
 def test_tokens_that_look_expired_to_the_jobs_clock(

@@ -313,8 +313,11 @@ def test_o3_downloads_stay_below_their_memory_limit(model: ModelSpec, cluster: C
     for job in hub_jobs(model, cluster):
         [container] = job["spec"]["template"]["spec"]["containers"]
         variables = environment(container)
-        # weights/ caps hf_xet's memory itself (tests/weights/test_xet.py); nothing lifts that here.
-        assert not [name for name in variables if name.startswith("HF_XET_")]
+        assert "HF_XET_HIGH_PERFORMANCE" not in variables
+        assert "HF_XET_HP" not in variables
+        for bound in ("SIZE", "LIMIT"):
+            cap = variables[f"HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_{bound}"]
+            assert quantity(cap.replace("gb", "G")) <= quantity("4Gi") / 2
         assert variables["HF_HUB_DISABLE_SHARED_BLOBS"] == "1"
         assert variables.get("HF_ENDPOINT") == cluster.hub_endpoint
     fetch = hub_jobs(model, cluster)[1]["spec"]["template"]["spec"]["containers"][0]
