@@ -59,7 +59,15 @@ def model_weights(
             if error.error in TRANSIENT and context.retry_number < RETRIES:
                 context.log.warning(f"{error} Tries again in {RETRY_AFTER_S} s.")
                 raise dg.RetryRequested(RETRIES, RETRY_AFTER_S) from error
-            raise
+            repo, commit = model_revision.repo, model_revision.commit
+            if repo in str(error) and commit in str(error):
+                raise
+            # Killed, the program could not say what it was at.
+            raise JobFailed(
+                f"{repo}@{commit} was not fetched; finished files are kept: start the `promote` "
+                f"job again. {error}",
+                error=error.error,
+            ) from error
         found = done.result
         weights = Weights(
             commit=str(found["commit"]),
