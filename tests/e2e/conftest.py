@@ -249,7 +249,10 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def somewhere(kubeconfig: Path) -> Lab:
-    """A cluster that is no lab, as far as the tests use it: kubectl as its administrator."""
+    """The cluster of a kubeconfig: a lab that runs, or kubectl as its administrator and no more."""
+    for lab in labs.running():
+        if kubeconfig in (lab.kubeconfig, lab.promoter_kubeconfig):
+            return lab
     admin = Path(os.environ.get("ADMIN_KUBECONFIG", kubeconfig))
     kubectl = shutil.which("kubectl")
     assert kubectl, "KUBECONFIG is set: these tests need kubectl on PATH"
