@@ -187,8 +187,8 @@ def client(target: Target) -> Iterator[TrafficClient]:
         yield client
     finally:
         summary = client.stop()
-    assert summary["failures"] == 0, summary
-    assert summary["requests"] >= summary["seconds"], summary
+    assert summary["failures"] == 0, json.dumps(summary)
+    assert summary["requests"] >= summary["seconds"], json.dumps(summary)
 
 
 @pytest.fixture
@@ -197,10 +197,15 @@ def untouched(target: Target, client: TrafficClient) -> Iterator[None]:
     before = target.live_slot(), target.live_commit()
     assert all(before)
     yield
-    client.check_alive()
-    assert [line for line in client.lines() if line.get("failures")] == []
+    assert_no_failure(client)
     assert (target.live_slot(), target.live_commit()) == before
     assert not target.lease_holder()
+
+
+def assert_no_failure(client: TrafficClient) -> None:
+    """In the last 100 s."""
+    client.check_alive()
+    assert [line for line in client.lines() if line.get("failures")] == []
 
 
 def start(target: Target, revision: str) -> "subprocess.Popen[str]":
@@ -623,9 +628,8 @@ def kill_and_fetch(target: Target, revision: Revision, kill: Kill) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("client")
 def test_killed_at_any_moment_the_next_run_goes_on_and_is_promoted(
-    target: Target, hub: LabsHub, commits: Commits, tmp_path: Path
+    target: Target, client: TrafficClient, hub: LabsHub, commits: Commits, tmp_path: Path
 ) -> None:
     live = target.live_slot(), target.live_commit()
     in_rows, single = kills(seed=4)
@@ -653,6 +657,7 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_is_promoted(
         revision.assert_whole()
     assert [one.lease_holder() for one in lanes] == [""] * len(lanes)
     assert (target.live_slot(), target.live_commit()) == live
+    assert_no_failure(client)
     run = target.promote(long[0].commit)
     assert run.status == 0, run.output[-6000:]
     assert "were there" in run.stage("model_weights")["decided_by"]
