@@ -180,8 +180,7 @@ def target(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Target:
 def client(target: Target) -> Iterator[TrafficClient]:
     """Asks the live model from the first test to the last, and is never refused."""
     if not target.answers():
-        run = target.promote("v1")
-        assert run.status == 0, run.output[-6000:]
+        promote(target, "v1")
     client = TrafficClient.start(target.lab, target.cluster.namespace, target.model)
     try:
         yield client
@@ -206,6 +205,17 @@ def assert_no_failure(client: TrafficClient) -> None:
     """In the last 100 s."""
     client.check_alive()
     assert [line for line in client.lines() if line.get("failures")] == []
+
+
+def promote(target: Target, revision: str) -> Run:
+    """A whole promotion, which must succeed. The benchmark says so when the machine was too busy
+    to measure anything; it is no matter of these tests, and tried again."""
+    for _ in range(3):
+        run = target.promote(revision)
+        if run.status == 0 or "could not be measured" not in run.output:
+            break
+    assert run.status == 0, run.output[-6000:]
+    return run
 
 
 def start(target: Target, revision: str) -> "subprocess.Popen[str]":
@@ -658,7 +668,6 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_is_promoted(
     assert [one.lease_holder() for one in lanes] == [""] * len(lanes)
     assert (target.live_slot(), target.live_commit()) == live
     assert_no_failure(client)
-    run = target.promote(long[0].commit)
-    assert run.status == 0, run.output[-6000:]
+    run = promote(target, long[0].commit)
     assert "were there" in run.stage("model_weights")["decided_by"]
     assert target.live_commit() == long[0].commit
