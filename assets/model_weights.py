@@ -118,7 +118,9 @@ def fetch(
     wanted = [job["metadata"]["labels"][WEIGHTS] for job in jobs]
     for deed in rollout.end_downloads(promotion.client, model, run, wanted):
         promotion.say(deed)
-    done = [only_writer(promotion, job) for job in jobs]
+    sources = [(model.repo, revision.commit)]
+    sources += [(adapter.repo, revision.adapters[adapter.name]) for adapter in model.adapters]
+    done = [_run(promotion, job, *source) for job, source in zip(jobs, sources, strict=True)]
     found, *others = [one.result for one in done]
     return Weights(
         commit=str(found["commit"]),
@@ -142,6 +144,20 @@ def fetch(
             for adapter, fetched in zip(model.adapters, others, strict=True)
         ),
     )
+
+
+def _run(promotion: Promotion, job: Obj, repo: str, commit: str) -> JobResult:
+    try:
+        return only_writer(promotion, job)
+    except JobFailed as error:
+        if repo in str(error) and commit in str(error):
+            raise
+        # Killed, the program could not say what it was at.
+        raise JobFailed(
+            f"{repo}@{commit} was not fetched; finished files are kept: start the `promote` "
+            f"job again. {error}",
+            error=error.error,
+        ) from error
 
 
 def only_writer(promotion: Promotion, job: Obj) -> JobResult:

@@ -1,5 +1,6 @@
 """A real cluster for the end-to-end tests: a lab of its own, or the one that KUBECONFIG names."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from catalog import ClusterSpec, ModelSpec
-from catalog.load import catalog
+from catalog.load import catalog, load_catalog
 from lab import lab as labs
 from lab.lab import Lab
 
@@ -65,7 +66,7 @@ class Target:
 
     @property
     def model(self) -> ModelSpec:
-        return catalog().model(self.model_name)
+        return load_catalog(self.checkout / "catalog").model(self.model_name)
 
     def environment(self) -> dict[str, str]:
         return os.environ | {
@@ -135,6 +136,18 @@ class Target:
         folders = [f for i in dict.fromkeys(ids) for f in (self.home / "reports").glob(f"*/{i}")]
         folder = folders[0] if folders else None
         return Run(process.returncode, output, time.monotonic() - started, folder)
+
+    def read_until(self, process: "subprocess.Popen[str]", text: str) -> str:
+        """What the command prints up to the first line with `text`."""
+        assert process.stdout is not None
+        deadline = time.monotonic() + 150
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if text in line or time.monotonic() > deadline:
+                break
+        assert seen and text in seen[-1], "".join(seen[-30:])
+        return "".join(seen)
 
     def promote(
         self, revision: str | None = None, deadline_s: float = DEADLINE_S, **options: Any
@@ -243,7 +256,10 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def somewhere(kubeconfig: Path) -> Lab:
-    """A cluster that is no lab, as far as the tests use it: kubectl as its administrator."""
+    """The cluster of a kubeconfig: a lab that runs, or kubectl as its administrator and no more."""
+    for lab in labs.running():
+        if kubeconfig in (lab.kubeconfig, lab.promoter_kubeconfig):
+            return lab
     admin = Path(os.environ.get("ADMIN_KUBECONFIG", kubeconfig))
     kubectl = shutil.which("kubectl")
     assert kubectl, "KUBECONFIG is set: these tests need kubectl on PATH"
@@ -251,6 +267,15 @@ def somewhere(kubeconfig: Path) -> Lab:
         name="given", engine="", gpus=0, state=Path(), kubeconfig=admin,
         promoter_kubeconfig=kubeconfig, kubectl=Path(kubectl), prometheus="", hub="", pid=0,
     )  # fmt: skip
+
+
+def with_a_short_benchmark(target: Target, checkout: Path) -> Target:
+    """Promoting from a checkout whose benchmark measures as little as it can."""
+    copy_product(checkout)
+    model = checkout / f"catalog/models/{target.model_name}.yaml"
+    edit(model, "rates: [6, 10, 16]", "rates: [6]")
+    edit(model, "required_rate: 6", "required_rate: 6\n  attainment: 0.9")
+    return dataclasses.replace(target, checkout=checkout)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Run, Target, copy_product, edit
+from tests.e2e.conftest import Run, Target, edit, with_a_short_benchmark
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("planted"), pytest.mark.timeout(400)]
 
@@ -22,12 +22,7 @@ OTHER = {"blue": "green", "green": "blue"}
 @pytest.fixture(scope="module")
 def target(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Target:
     """With a shorter benchmark: what it measures is not these tests' matter."""
-    checkout = tmp_path_factory.mktemp("checkout")
-    copy_product(checkout)
-    model = checkout / f"catalog/models/{target.model_name}.yaml"
-    edit(model, "rates: [6, 10, 16]", "rates: [6]")
-    edit(model, "required_rate: 6", "required_rate: 6\n  attainment: 0.9")
-    return dataclasses.replace(target, checkout=checkout)
+    return with_a_short_benchmark(target, tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture
@@ -44,19 +39,12 @@ def live(target: Target) -> str:
 def kill_in(target: Target, stage: str, number: signal.Signals) -> Run:
     """Start a promotion and send the signal once `stage` has started."""
     process = target.start(revision="v3")
-    assert process.stdout is not None
-    deadline = time.monotonic() + 150
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if f"{stage} - STEP_START" in line or time.monotonic() > deadline:
-            break
-    assert f"{stage} - STEP_START" in seen[-1], "".join(seen[-30:])
+    seen = target.read_until(process, f"{stage} - STEP_START")
     # The benchmark is to have its Job; the move is nearer than any pause.
     time.sleep({"ttft_benchmark": 2, "promoted_model": 0}.get(stage, 0.3))
     os.kill(process.pid, number)
     run = target.finish(process, 90)
-    return dataclasses.replace(run, output="".join(seen) + run.output)
+    return dataclasses.replace(run, output=seen + run.output)
 
 
 def kill_after_the_move(target: Target, number: signal.Signals) -> Run:
