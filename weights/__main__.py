@@ -1,4 +1,4 @@
-"""`python -m weights resolve|fetch|verify|list`: see --help of each.
+"""`python -m weights resolve|fetch|verify|list|collect`: see --help of each.
 
 On a terminal it talks to a person; elsewhere it prints one JSON event a line: progress, then
 result, or error and exit status 1. HF_TOKEN and HF_ENDPOINT come from the environment.
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from weights import adapter, manifest, verify
+from weights import adapter, collect, manifest, verify, volume
 from weights.errors import Damaged, Interrupted, NotPublished, Place, UsageError, WeightsError
 from weights.events import Reporter, amount, secrets_of
 from weights.fetch import Wanted, fetch
@@ -110,19 +110,25 @@ def _verify(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _list(options: argparse.Namespace, reporter: Reporter) -> None:
-    published, unfinished = [], []
-    for path in sorted(options.root.glob(f"**/{manifest.NAME}")):
-        if any(part.startswith(".") for part in path.relative_to(options.root).parts):
-            continue
-        if found := manifest.read(path.parent):
-            published.append(_row(path.parent, found))
-            reporter.progress(
-                f"{found.repo}@{found.commit}: {len(found.files)} files, {amount(found.bytes)}, "
-                f"published {found.published_at}"
-            )
-    for pattern in ("**/.staging-*", "**/.work-*"):
-        unfinished += [str(path) for path in sorted(options.root.glob(pattern))]
-    reporter.result(published=published, unfinished=unfinished)
+    found = volume.scan(options.root)
+    for commit in found.published:
+        content = commit.manifest
+        reporter.progress(
+            f"{content.repo}@{content.commit}: {len(content.files)} files, "
+            f"{amount(content.bytes)}, published {content.published_at}"
+        )
+    reporter.result(
+        published=[_row(commit.folder, commit.manifest) for commit in found.published],
+        unfinished=[str(left.folder) for left in found.leftovers],
+        foreign={str(path): why for path, why in found.foreign.items()},
+    )
+
+
+def _collect(options: argparse.Namespace, reporter: Reporter) -> None:
+    wanted = collect.policy(options.keep, options.older_than, options.free)
+    reporter.result(
+        **asdict(collect.collect(options.root, wanted, reporter, dry_run=options.dry_run))
+    )
 
 
 def _row(folder: Path, found: Manifest) -> dict[str, object]:
@@ -193,6 +199,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--sizes-only", action="store_true", help="don't read the files")
     command = add("list", _list, "what is published and what is unfinished on the volume")
     command.add_argument("--root", type=Path, required=True)
+    command = add("collect", _collect, "remove commits that nobody needs, by age and by space")
+    command.add_argument("--root", type=Path, required=True)
+    command.add_argument(
+        "--keep", nargs="+", action="extend", required=True, metavar="repo@commit",
+        help="what is live, what a rollback needs: stays, whatever its age",
+    )  # fmt: skip
+    command.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="remove what was last used before that"
+    )
+    command.add_argument(
+        "--free", metavar="SIZE", help="remove the oldest until so much is free: 50GiB, 50GB, bytes"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     return parser
 
 

@@ -106,6 +106,7 @@ def _hit(wanted: Wanted, where: Folders) -> Fetched | None:
         paths = [file.path for file in found.files]
         plan.check_chat(paths, where.published, wanted.place)
     verify.check_readable(where.root, where.published)
+    publish.touch(where.published)
     return _fetched(where, found, hit=True)
 
 

@@ -3,6 +3,7 @@
     <root>/<repo>/<commit>/                published: MANIFEST.json is there
     <root>/<repo>/.staging-<commit>/       verified files of a fetch that isn't finished
     <root>/<repo>/.work-<commit>-<id>/     of one running fetch; swept when it is dead
+    <root>/<repo>/.removed-<commit>-<id>/  no longer published; being deleted
 
 Readers never see a half: a file is renamed into staging when it is verified, staging is renamed
 to the commit when it is whole. Locks of the file system are of no use here (they lie on NFS): one
@@ -13,8 +14,10 @@ a folder of its own and a rename replaces a file by one with the same bytes.
 import os
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,13 +80,14 @@ def sweep(work: Path) -> list[str]:
     now = (work / "heartbeat").stat().st_mtime
     swept = []
     for other in work.parent.glob(".work-*"):
-        if other != work and _is_dead(other, now):
+        if other != work and is_dead(other, now):
             shutil.rmtree(other, ignore_errors=True)
             swept.append(other.name)
     return swept
 
 
-def _is_dead(work: Path, now: float) -> bool:
+def is_dead(work: Path, now: float) -> bool:
+    """Whether the fetch of this work folder is dead, as sweep() judges; `now`: of now()."""
     try:
         heartbeat = work / "heartbeat"
         if now - heartbeat.stat().st_mtime > DEAD_AFTER_S:
@@ -99,6 +103,26 @@ def _is_dead(work: Path, now: float) -> bool:
     except (OSError, ValueError):  # being written, or another user's process
         return False
     return False
+
+
+def now(root: Path) -> float:
+    """The volume's own time, in seconds: that which the times of its files are of."""
+    with tempfile.TemporaryFile(dir=root) as probe:
+        return os.fstat(probe.fileno()).st_mtime
+
+
+def touch(folder: Path) -> None:
+    """Note on a published commit that it is used, for `collect`; not on a read-only volume."""
+    with suppress(OSError):
+        os.utime(folder / manifest.NAME)
+
+
+def put_aside(folder: Path, commit: str) -> Path:
+    """Rename a folder, on disk, so that nobody takes it for published; returns where it is."""
+    aside = folder.with_name(f".removed-{commit}-{uuid.uuid4().hex[:8]}")
+    folder.rename(aside)
+    _sync(aside.parent)
+    return aside
 
 
 def settle(downloaded: Path, folder: Path, path: str) -> None:
