@@ -119,7 +119,7 @@ def test_a_running_fetch_keeps_what_it_writes(world: World) -> None:
 
 
 def test_a_commit_that_is_mended_is_kept(world: World) -> None:
-    files = {**model(), "slow.safetensors": tensors("slow", size=3_000_000)}
+    files = {**model(), "slow.safetensors": tensors("slow", size=1_000_000)}
     commit = world.commit(files)
     world.fetch(commit)
     age(world, commit, 40)
