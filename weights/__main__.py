@@ -1,4 +1,4 @@
-"""`python -m weights resolve|fetch|verify|list|collect`: see --help of each.
+"""`python -m weights resolve|fetch|verify|list|collect|pack|import`: see --help of each.
 
 On a terminal it talks to a person; elsewhere it prints one JSON event a line: progress, then
 result, or error and exit status 1. HF_TOKEN and HF_ENDPOINT come from the environment.
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from weights import adapter, collect, manifest, verify, volume
+from weights import adapter, archive, collect, manifest, verify, volume
 from weights.errors import Damaged, Interrupted, NotPublished, Place, UsageError, WeightsError
 from weights.events import Reporter, amount, secrets_of
 from weights.fetch import Wanted, fetch
@@ -30,7 +30,8 @@ from weights.resolve import check_commit, check_repo, resolve
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     """Run one command. Returns 0, or 1 after an error event; 2 comes from argparse."""
     options = _parser().parse_args(argv)
-    out = out or sys.stdout
+    # A tar on stdout leaves stderr to the events.
+    out = out or (sys.stderr if getattr(options, "out", "") == archive.STDIO else sys.stdout)
     secrets = secrets_of(os.environ.get("HF_TOKEN"), os.environ.get("HF_ENDPOINT", ""))
     reporter = Reporter(out, human=out.isatty(), secrets=secrets)
     command: Callable[[argparse.Namespace, Reporter], None] = options.command
@@ -131,6 +132,16 @@ def _collect(options: argparse.Namespace, reporter: Reporter) -> None:
     )
 
 
+def _pack(options: argparse.Namespace, reporter: Reporter) -> None:
+    packed = archive.pack(options.root, options.repo, options.commit, options.out, reporter)
+    reporter.result(**asdict(packed))
+
+
+def _import(options: argparse.Namespace, reporter: Reporter) -> None:
+    taken = archive.take(options.source, options.root, reporter, options.stall_seconds)
+    reporter.result(**asdict(taken))
+
+
 def _row(folder: Path, found: Manifest) -> dict[str, object]:
     return {
         "path": str(folder),
@@ -212,6 +223,23 @@ def _parser() -> argparse.ArgumentParser:
         "--free", metavar="SIZE", help="remove the oldest until so much is free: 50GiB, 50GB, bytes"
     )
     command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    command = add(
+        "pack", _pack, "write a published commit as a tar, for a cluster without a way out"
+    )
+    command.add_argument("--repo", required=True)
+    add_place(command)
+    command.add_argument("--out", required=True, help="a file, or - for stdout")
+    command = add("import", _import, "publish a commit that was packed elsewhere, verified")
+    command.add_argument(
+        "--from", dest="source", required=True, help="its tar, - for one on stdin, or its folder"
+    )
+    command.add_argument("--root", type=Path, required=True, help="the mounted volume")
+    command.add_argument(
+        "--stall-seconds",
+        type=float,
+        default=archive.STALL_S,
+        help="give up after so long without a byte on stdin",
+    )
     return parser
 
 

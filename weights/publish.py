@@ -139,12 +139,12 @@ def settle(downloaded: Path, folder: Path, path: str) -> None:
 
 def publish(where: Folders, target: Path, content: Manifest) -> bool:
     """Write the manifest and make the commit visible. `target` has the files: staging, or what
-    is published, if that was mended.
+    is published, if that was mended; an import stages in its work folder.
 
     Returns False if another fetch published the commit meanwhile: the caller looks at what is
     there now. Raises NotPublished for a folder that somebody made by hand.
     """
-    if target == where.staging and is_published(where):
+    if target != where.published and is_published(where):
         return False
     written = where.work / manifest.NAME
     written.write_text(content.dump())
@@ -155,11 +155,11 @@ def publish(where: Folders, target: Path, content: Manifest) -> bool:
             _sync(folder)
         written.replace(target / manifest.NAME)
         _sync(target)
-        if target == where.staging:
+        if target != where.published:
             target.rename(where.published)
             _sync(where.published.parent)
     except OSError:
-        if target == where.staging and is_published(where):
+        if target != where.published and is_published(where):
             return False
         raise
     return True
