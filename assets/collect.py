@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.interrupts import undisturbed
 from assets.promotion import Refused
 from assets.resources import Cluster
 from assets.stage import KNOWN, PromotionFailed
@@ -107,7 +108,8 @@ def watched(
     try:
         return run_job(client, job, deadline_s=COLLECT_SECONDS + 300, on_event=on_event)
     except BaseException:
-        jobs.end(client, {collection.COMPONENT: COLLECT, PROMOTION: context.run_id})
+        with undisturbed(context.log.warning, "ending the Job"):
+            jobs.end(client, {collection.COMPONENT: COLLECT, PROMOTION: context.run_id})
         raise
 
 
@@ -148,7 +150,7 @@ def table(
 
 def foreign(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Folders that this program didn't make -> why it thinks so."""
-    return {str(event["foreign"]): str(event["why"]) for event in events if "foreign" in event}
+    return {str(event["not_ours"]): str(event["why"]) for event in events if "not_ours" in event}
 
 
 def summary(result: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ def lock(client: Client, holder: str, say: Callable[[str], None], *, wait_s: flo
     lease = Lease.acquire(client, LEASE, holder, ttl_s=TTL_S, wait_s=wait_s, waiting=say)
     try:
         for name in jobs.end(client, {COMPONENT: COLLECT}):
-            say(f"Job {name} of a collection that was killed: deleted")
+            say(f"Job {name} of an earlier collection: deleted")
     except BaseException:
         lease.release()
         raise

@@ -215,7 +215,7 @@ def _say(
     for commit in sorted(absent):
         reporter.progress(f"{commit} is to be kept, and isn't published on this volume")
     for path, why in list(volume.foreign.items())[:SHOWN]:
-        reporter.progress(f"{path} {why}: not touched", foreign=str(path), why=why)
+        reporter.progress(f"{path} {why}: not touched", not_ours=str(path), why=why)
     if len(volume.foreign) > SHOWN:
         reporter.progress(f"and {len(volume.foreign) - SHOWN} more that are not touched")
 
