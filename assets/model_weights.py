@@ -10,7 +10,7 @@ from assets.partitions import MODELS
 from assets.promotion import LEASE_TTL_S, Promotion
 from assets.resources import Cluster, Reports
 from assets.stage import stage
-from k8s import rollout
+from k8s import collection, rollout
 from k8s.client import Obj
 from k8s.errors import JobFailed, KubernetesError
 from k8s.jobs import JobResult, await_end, run_job, running
@@ -168,16 +168,18 @@ def only_writer(promotion: Promotion, job: Obj) -> JobResult:
     a run that was killed goes on without a Lease, and is waited for likewise.
     """
     client, weights = promotion.client, job["metadata"]["labels"][WEIGHTS]
+    holder = f"{promotion.model.name}/{promotion.id}"
     lease = Lease.acquire(
         client,
         weights,
-        f"{promotion.model.name}/{promotion.id}",
+        holder,
         ttl_s=LEASE_TTL_S,
         wait_s=DEADLINE_S,
         waiting=promotion.say,
     )
     try:
         with lease:
+            collection.await_none(client, holder, promotion.say)
             _await_orphans(promotion, job)
             return run_job(client, job, deadline_s=DEADLINE_S, on_event=promotion.on_event)
     finally:

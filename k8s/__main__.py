@@ -4,6 +4,7 @@ render    print the objects of a model, without a cluster
 diff      compare them with what is live, by a server-side dry run: nothing is changed.
           Exit status 0: the same, 1: it differs, 2: a mistake, or the cluster can't be asked
 platform  print what an admin applies once, for kubectl apply --server-side -f -
+importer  print the Pod into which an admin of a cluster without a way out brings weights
 """
 
 import argparse
@@ -48,14 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m k8s", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("render", "diff", "platform"):
+    for name in ("render", "diff", "platform", "importer"):
         command = commands.add_parser(name)
         command.add_argument(
             "--cluster",
             default=os.environ.get("PROMOTION_CLUSTER", "lab"),
             help="in catalog/clusters (default: PROMOTION_CLUSTER, else lab)",
         )
-        if name == "platform":
+        if name in ("platform", "importer"):
             continue
         command.add_argument("model", help="in catalog/models")
         command.add_argument(
@@ -72,6 +73,9 @@ def _run(args: argparse.Namespace) -> int:
     cluster = catalog().cluster(args.cluster)
     if args.command == "platform":
         print(to_yaml(manifests.platform(cluster)), end="")
+        return 0
+    if args.command == "importer":
+        print(to_yaml([manifests.importer(cluster)]), end="")
         return 0
     model = catalog().model(args.model)
     if args.commit and not re.fullmatch(r"[0-9a-f]{40}", args.commit):

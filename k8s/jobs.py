@@ -80,6 +80,19 @@ def await_end(
     return ""
 
 
+def end(client: Client, labels: Mapping[str, str]) -> list[str]:
+    """Delete the Jobs with these labels that have not ended, and wait until their Pods are gone.
+
+    Returns their names. Raises WaitTimeout.
+    """
+    jobs = running(client, labels)
+    for job in jobs:
+        _ask_to_delete(client, job)
+    for job in jobs:
+        _await_gone(client, job, time.monotonic() + _DELETION_S)
+    return [job["metadata"]["name"] for job in jobs]
+
+
 def running(client: Client, labels: Mapping[str, str]) -> list[Obj]:
     """The Jobs with these labels that have not ended."""
     return [

@@ -3,7 +3,7 @@ a model. The slot's Deployment has its digest.
 """
 
 import hashlib
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +15,9 @@ from k8s.manifests import Thresholds
 from k8s.manifests.release import RECORD, Release, ServedAdapter, Slot, labels, slot_name
 
 FORMAT = 1
+PREFIX = "promotion-record-"
+Key: TypeAlias = Literal["current", "previous", "next"]
+KEYS: tuple[Key, ...] = ("current", "previous", "next")
 # Not the rollout's: an apply of the Deployment must not take the digest away.
 MANAGER = "vllm-promotion-records"
 
@@ -76,13 +79,13 @@ class PromotionRecord(BaseModel):
 
 def name(model: ModelSpec) -> str:
     """Of the ConfigMap."""
-    return f"promotion-record-{model.object_name}"
+    return PREFIX + model.object_name
 
 
 def read(client: Client, model: ModelSpec) -> tuple[PromotionRecord | None, PromotionRecord | None]:
     """(current, previous). Raises KubernetesError for a record that can't be read."""
     data = _stored(client, model)
-    return _parse(model, data, "current"), _parse(model, data, "previous")
+    return _parse(name(model), data, "current"), _parse(name(model), data, "previous")
 
 
 def _stored(client: Client, model: ModelSpec) -> dict[str, str]:
@@ -90,14 +93,14 @@ def _stored(client: Client, model: ModelSpec) -> dict[str, str]:
     return dict((config or {}).get("data") or {})
 
 
-def _parse(model: ModelSpec, data: dict[str, str], key: str) -> PromotionRecord | None:
+def _parse(config: str, data: dict[str, str], key: str) -> PromotionRecord | None:
     if key not in data:
         return None
     try:
         written = _Format.model_validate_json(data[key]).format
         if written > FORMAT:
             raise KubernetesError(
-                f"ConfigMap {name(model)}, key {key}: has format {written}, this version reads "
+                f"ConfigMap {config}, key {key}: has format {written}, this version reads "
                 f"{FORMAT}. Use the version that wrote it, or a newer one"
             )
         return PromotionRecord.model_validate_json(data[key], extra="ignore", context=STORED)
@@ -105,13 +108,28 @@ def _parse(model: ModelSpec, data: dict[str, str], key: str) -> PromotionRecord 
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "JSON"
         raise KubernetesError(
-            f"ConfigMap {name(model)}, key {key}: is no record of this version: {field}: "
+            f"ConfigMap {config}, key {key}: is no record of this version: {field}: "
             f"{first['msg']}. Restore it, or remove the key: then there is nothing to roll back to"
         ) from None
 
 
 class _Format(BaseModel):
     format: int = FORMAT
+
+
+def everything(client: Client) -> list[tuple[Key, PromotionRecord]]:
+    """All records of the namespace, also of models that the catalog no longer has.
+
+    Raises KubernetesError if any of them can't be read.
+    """
+    found = []
+    for config in client.list("ConfigMap"):
+        named = config["metadata"]["name"]
+        if named.startswith(PREFIX):
+            for key in KEYS:
+                if record := _parse(named, config.get("data") or {}, key):
+                    found.append((key, record))
+    return found
 
 
 def announce(client: Client, record: PromotionRecord) -> None:
@@ -124,7 +142,7 @@ def announce(client: Client, record: PromotionRecord) -> None:
 
 def announced(client: Client, model: ModelSpec) -> PromotionRecord | None:
     """What was announced last and isn't the current record. Users may not have moved to it."""
-    return _parse(model, _stored(client, model), "next")
+    return _parse(name(model), _stored(client, model), "next")
 
 
 def write(client: Client, record: PromotionRecord) -> None:
@@ -133,7 +151,7 @@ def write(client: Client, record: PromotionRecord) -> None:
     Writing the same promotion again changes the current one only. Hold the model's Lease.
     """
     data = _stored(client, record.spec)
-    current = _parse(record.spec, data, "current")
+    current = _parse(name(record.spec), data, "current")
     if current is not None and current.promotion != record.promotion:
         # As it was written: another version may have put more into it than this one knows.
         data["previous"] = data["current"]

@@ -6,13 +6,13 @@ import dagster as dg
 
 from assets.resources import Cluster, Reports, reports_folder
 from assets.values import RunValues
-from pipelines.jobs import STAGES, promote, rebenchmark, rollback
+from pipelines.jobs import STAGES, collect, promote, rebenchmark, rollback
 from pipelines.schedules import rebenchmark_nightly
 from pipelines.sensors import failed_runs
 
 defs = dg.Definitions(
     assets=STAGES,
-    jobs=[promote, rebenchmark, rollback],
+    jobs=[promote, rebenchmark, rollback, collect],
     schedules=[rebenchmark_nightly],
     sensors=[failed_runs],
     resources={

@@ -1,7 +1,8 @@
-"""The three jobs."""
+"""The four jobs."""
 
 import dagster as dg
 
+from assets.collect import collect_weights
 from assets.gpu_nodes import gpu_nodes
 from assets.gpu_smoke_test import gpu_smoke_test
 from assets.keda_thresholds import keda_thresholds
@@ -51,3 +52,9 @@ def rebenchmark() -> None:
 def rollback() -> None:
     """See assets/rollback.py."""
     roll_back()
+
+
+@dg.job(tags=ONCE, description="Remove weights that nothing needs any more; by default say which.")
+def collect() -> None:
+    """See assets/collect.py."""
+    collect_weights()

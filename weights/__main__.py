@@ -1,4 +1,4 @@
-"""`python -m weights resolve|fetch|verify|list`: see --help of each.
+"""`python -m weights resolve|fetch|verify|list|collect|pack|import`: see --help of each.
 
 On a terminal it talks to a person; elsewhere it prints one JSON event a line: progress, then
 result, or error and exit status 1. HF_TOKEN and HF_ENDPOINT come from the environment.
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from weights import adapter, manifest, verify
+from weights import adapter, archive, collect, manifest, verify, volume
 from weights.errors import Damaged, Interrupted, NotPublished, Place, UsageError, WeightsError
 from weights.events import Reporter, amount, secrets_of
 from weights.fetch import Wanted, fetch
@@ -31,7 +31,8 @@ from weights.resolve import check_commit, check_repo, resolve
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     """Run one command. Returns 0, or 1 after an error event; 2 comes from argparse."""
     options = _parser().parse_args(argv)
-    out = out or sys.stdout
+    # A tar on stdout leaves stderr to the events.
+    out = out or (sys.stderr if getattr(options, "out", "") == archive.STDIO else sys.stdout)
     secrets = secrets_of(os.environ.get("HF_TOKEN"), os.environ.get("HF_ENDPOINT", ""))
     reporter = Reporter(out, human=out.isatty(), secrets=secrets)
     command: Callable[[argparse.Namespace, Reporter], None] = options.command
@@ -122,19 +123,35 @@ def _verify(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _list(options: argparse.Namespace, reporter: Reporter) -> None:
-    published, unfinished = [], []
-    for path in sorted(options.root.glob(f"**/{manifest.NAME}")):
-        if any(part.startswith(".") for part in path.relative_to(options.root).parts):
-            continue
-        if found := manifest.read(path.parent):
-            published.append(_row(path.parent, found))
-            reporter.progress(
-                f"{found.repo}@{found.commit}: {len(found.files)} files, {amount(found.bytes)}, "
-                f"published {found.published_at}"
-            )
-    for pattern in ("**/.staging-*", "**/.work-*"):
-        unfinished += [str(path) for path in sorted(options.root.glob(pattern))]
-    reporter.result(published=published, unfinished=unfinished)
+    found = volume.scan(options.root)
+    for commit in found.published:
+        content = commit.manifest
+        reporter.progress(
+            f"{content.repo}@{content.commit}: {len(content.files)} files, "
+            f"{amount(content.bytes)}, published {content.published_at}"
+        )
+    reporter.result(
+        published=[_row(commit.folder, commit.manifest) for commit in found.published],
+        unfinished=[str(left.folder) for left in found.leftovers],
+        foreign={str(path): why for path, why in found.foreign.items()},
+    )
+
+
+def _collect(options: argparse.Namespace, reporter: Reporter) -> None:
+    wanted = collect.policy(options.keep, options.older_than, options.free)
+    reporter.result(
+        **asdict(collect.collect(options.root, wanted, reporter, dry_run=options.dry_run))
+    )
+
+
+def _pack(options: argparse.Namespace, reporter: Reporter) -> None:
+    packed = archive.pack(options.root, options.repo, options.commit, options.out, reporter)
+    reporter.result(**asdict(packed))
+
+
+def _import(options: argparse.Namespace, reporter: Reporter) -> None:
+    taken = archive.take(options.source, options.root, reporter, options.stall_seconds)
+    reporter.result(**asdict(taken))
 
 
 def _row(folder: Path, found: Manifest) -> dict[str, object]:
@@ -215,6 +232,36 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--sizes-only", action="store_true", help="don't read the files")
     command = add("list", _list, "what is published and what is unfinished on the volume")
     command.add_argument("--root", type=Path, required=True)
+    command = add("collect", _collect, "remove commits that nobody needs, by age and by space")
+    command.add_argument("--root", type=Path, required=True)
+    command.add_argument(
+        "--keep", nargs="+", action="extend", required=True, metavar="repo@commit",
+        help="what is live, what a rollback needs: stays, whatever its age",
+    )  # fmt: skip
+    command.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="remove what was last used before that"
+    )
+    command.add_argument(
+        "--free", metavar="SIZE", help="remove the oldest until so much is free: 50GiB, 50GB, bytes"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    command = add(
+        "pack", _pack, "write a published commit as a tar, for a cluster without a way out"
+    )
+    command.add_argument("--repo", required=True)
+    add_place(command)
+    command.add_argument("--out", required=True, help="a file, or - for stdout")
+    command = add("import", _import, "publish a commit that was packed elsewhere, verified")
+    command.add_argument(
+        "--from", dest="source", required=True, help="its tar, - for one on stdin, or its folder"
+    )
+    command.add_argument("--root", type=Path, required=True, help="the mounted volume")
+    command.add_argument(
+        "--stall-seconds",
+        type=float,
+        default=archive.STALL_S,
+        help="give up after so long without a byte on stdin",
+    )
     return parser
 
 

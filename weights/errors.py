@@ -166,6 +166,14 @@ class Damaged(WeightsError):
     """Published files that no longer match their manifest."""
 
 
+class BadArchive(WeightsError):
+    """What should be imported is no whole archive of a published commit."""
+
+
+class ReaderGone(WeightsError):
+    """Whoever was to read the tar has ended."""
+
+
 class Interrupted(WeightsError):
     """SIGTERM or SIGINT."""
 

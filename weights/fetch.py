@@ -158,6 +158,7 @@ def _hit(wanted: Wanted, where: Folders, found: Manifest) -> Fetched:
         paths = [file.path for file in found.files]
         plan.check_chat(paths, where.published, wanted.place)
     verify.check_readable(where.root, where.published)
+    publish.touch(where.published)
     return _fetched(where, found, hit=True)
 
 

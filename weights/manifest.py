@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def read(folder: Path) -> Manifest | None:
             verified_at=document.get("verified_at", document["published_at"]),
             mtimes=document.get("mtimes", {}),
         )
+        for moment in (found.published_at, found.verified_at):
+            datetime.fromisoformat(moment)
         if found.digest != document["digest"]:
             raise ValueError("its digest doesn't fit its content")
     except (ValueError, KeyError, TypeError) as error:

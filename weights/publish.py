@@ -4,6 +4,7 @@
     <root>/<repo>/.staging-<commit>/       verified files of a fetch that isn't finished
     <root>/<repo>/.parts-<commit>/         what has arrived of files, for the next fetch
     <root>/<repo>/.work-<commit>-<id>/     of one running fetch; swept when it is dead
+    <root>/<repo>/.removed-<commit>-<id>/  no longer published; being deleted
 
 Readers never see a half: a file is renamed into staging when it is verified, staging is renamed
 to the commit when it is whole. Locks of the file system are of no use here (they lie on NFS): one
@@ -11,14 +12,15 @@ writer is the Lease's business; two of them still can't spoil anything, since ea
 a folder of its own and a rename replaces a file by one with the same bytes.
 """
 
-import contextlib
 import ctypes
 import os
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from weights.manifest import File, Manifest
 BEAT_SECONDS = 2.0
 # A fetch whose heartbeat stands still for so long is dead.
 DEAD_AFTER_S = 15.0
+SILENT_FOR_S = 60.0  # by the times of its file
 HEARTBEAT = "heartbeat"
 FILES = "files"  # folder of the parts in a work folder
 
@@ -120,8 +123,7 @@ class Others:
             said = (work / HEARTBEAT).read_text()
         except OSError:
             said = ""
-        words = said.split()
-        if len(words) == 3 and words[0] == socket.gethostname() and not _runs(int(words[1])):
+        if _is_gone(said):
             return True
         before, since = self._seen.get(work, (None, 0.0))
         if said == before:
@@ -132,14 +134,30 @@ class Others:
         return False
 
 
-def _runs(pid: int) -> bool:
+def is_dead(work: Path, now: float) -> bool:
+    """Whether a fetch is dead, for one who doesn't stay to look. `now`: of now()."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        heartbeat = work / HEARTBEAT
+        silent_s = now - heartbeat.stat().st_mtime
+        return silent_s > SILENT_FOR_S or _is_gone(heartbeat.read_text())
+    except FileNotFoundError:
+        return work.is_dir() and now - work.stat().st_mtime > SILENT_FOR_S
+    except OSError:
         return False
-    except PermissionError:  # another user's
+
+
+def _is_gone(heartbeat: str) -> bool:
+    """Whether there is no such process on this host."""
+    words = heartbeat.split()
+    if len(words) != 3 or words[0] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
         return True
-    return True
+    except (OSError, ValueError):  # another user's process; being written
+        return False
+    return False
 
 
 def leave(where: Folders, work: Path) -> None:
@@ -148,8 +166,10 @@ def leave(where: Folders, work: Path) -> None:
     pool = where.root / where.repo / f".parts-{commit}"
     for part in (work / FILES).rglob("*"):
         kept = pool / part.relative_to(work / FILES)
-        with contextlib.suppress(OSError):  # taken by another sweep, or the volume is in trouble
-            if part.is_file() and part.stat().st_size > _size(kept):
+        with suppress(OSError):  # taken by another sweep, or the volume is in trouble
+            # What another fetch has published meanwhile needn't come again.
+            done = (where.root / where.repo / commit / part.relative_to(work / FILES)).exists()
+            if part.is_file() and not done and part.stat().st_size > _size(kept):
                 make(where.root, kept.parent)
                 part.replace(kept)
     shutil.rmtree(work, ignore_errors=True)
@@ -160,7 +180,7 @@ def take(where: Folders, path: str) -> Path:
     part = where.work / FILES / path
     part.parent.mkdir(parents=True, exist_ok=True)
     if not part.exists():
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             (where.parts / path).replace(part)
     return part
 
@@ -177,6 +197,26 @@ def _size(path: Path) -> int:
         return 0
 
 
+def now(root: Path) -> float:
+    """The volume's own time, in seconds: that which the times of its files are of."""
+    with tempfile.TemporaryFile(dir=root) as probe:
+        return os.fstat(probe.fileno()).st_mtime
+
+
+def touch(folder: Path) -> None:
+    """Note on a published commit that it is used, for `collect`; not on a read-only volume."""
+    with suppress(OSError):
+        os.utime(folder / manifest.NAME)
+
+
+def put_aside(folder: Path, commit: str) -> Path:
+    """Rename a folder, on disk, so that nobody takes it for published; returns where it is."""
+    aside = folder.with_name(f".removed-{commit}-{uuid.uuid4().hex[:8]}")
+    folder.rename(aside)
+    _sync(aside.parent)
+    return aside
+
+
 def settle(downloaded: Path, folder: Path, path: str) -> None:
     """Move a verified file to its place in `folder`, readable by all; publish() syncs it.
 
@@ -190,26 +230,23 @@ def settle(downloaded: Path, folder: Path, path: str) -> None:
 
 def publish(where: Folders, target: Path, content: Manifest) -> bool:
     """Write the manifest and make the commit visible. `target` has the files, synced: staging, or
-    what is published, if that was mended.
+    what is published, if that was mended; an import stages in its work folder.
 
     Returns False if another fetch published the commit meanwhile: the caller looks at what is
     there now. Raises NotPublished for a folder that somebody made by hand.
     """
-    if target == where.staging and is_published(where):
+    if target != where.published and is_published(where):
         return False
-    written = where.work / manifest.NAME
-    written.write_text(content.dump())
-    written.chmod(0o644)
-    _sync(written)
+    written = _write(where, content)
     try:
         written.replace(target / manifest.NAME)
         _sync(target)
-        if target == where.staging:
+        if target != where.published:
             target.rename(where.published)
             _sync(where.published.parent)
-            shutil.rmtree(where.parts, ignore_errors=True)
+        shutil.rmtree(where.parts, ignore_errors=True)
     except OSError:
-        if target == where.staging and is_published(where):
+        if target != where.published and is_published(where):
             return False
         raise
     return True
@@ -217,11 +254,17 @@ def publish(where: Folders, target: Path, content: Manifest) -> bool:
 
 def renew(where: Folders, content: Manifest) -> None:
     """Replace the manifest of a published commit."""
-    written = where.published.with_name(f".manifest-{uuid.uuid4().hex[:8]}")
+    make(where.root, where.work)
+    _write(where, content).replace(where.published / manifest.NAME)
+    shutil.rmtree(where.work, ignore_errors=True)
+
+
+def _write(where: Folders, content: Manifest) -> Path:
+    written = where.work / manifest.NAME
     written.write_text(content.dump())
     written.chmod(0o644)
     _sync(written)
-    written.replace(where.published / manifest.NAME)
+    return written
 
 
 def is_published(where: Folders) -> bool:

@@ -1,7 +1,14 @@
 """Objects rendered for a model or a cluster: pure functions from specs to dicts."""
 
 from k8s.manifests.engine import deployment, pdb, service
-from k8s.manifests.jobs import adapter_job, benchmark_job, download_job, resolve_job
+from k8s.manifests.jobs import (
+    adapter_job,
+    benchmark_job,
+    collect_job,
+    download_job,
+    importer,
+    resolve_job,
+)
 from k8s.manifests.platform import (
     claim,
     namespace,
@@ -27,8 +34,10 @@ __all__ = [
     "adapter_job",
     "benchmark_job",
     "claim",
+    "collect_job",
     "deployment",
     "download_job",
+    "importer",
     "max_replicas",
     "namespace",
     "network_policy",

@@ -4,6 +4,8 @@ A Job's name has a hash of its content, the promotion and the attempt in it: who
 adopts it, and a later promotion never takes an old Job's end for its own.
 """
 
+from collections.abc import Collection
+
 from catalog import ClusterSpec, ModelSpec
 from catalog.model import Adapter
 from k8s.manifests.pod import (
@@ -33,6 +35,17 @@ KEEP_SECONDS = 86_400
 RESOLVE_SECONDS = 300
 # 140 GB at 10 MB/s take 4 hours; a stalled download is noticed by its own watchdog long before.
 DOWNLOAD_SECONDS = 6 * 3600
+
+COLLECT = "collect"  # the command, and the component label of its Jobs
+# Deleting 10 TB of many files on a network file system takes a while.
+COLLECT_SECONDS = 3600
+IMPORTER_SECONDS = 12 * 3600
+
+# A new volume may belong to root. Only its top folder is looked at, so this is quick; where the
+# storage decides the owner (EFS access points) it does nothing.
+_WRITES_MODELS = {"fsGroup": UID, "fsGroupChangePolicy": "OnRootMismatch"}
+# A sidecar never ends, and so would the Job (istio#11045).
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 
 DOWNLOAD_MEMORY = "4Gi"
 # What Xet's client holds in memory: so much that 16 streams fill a fast network, where the
@@ -122,10 +135,6 @@ def _fetch_job(
         "env": _hub_env(model, cluster),
         "volumeMounts": [{"name": "models", "mountPath": MODELS}, *scratch_mounts()],
     }
-    volume = {
-        "name": "models",
-        "persistentVolumeClaim": {"claimName": cluster.storage.claim},
-    }
     job = _job(
         model,
         cluster,
@@ -133,18 +142,84 @@ def _fetch_job(
         attempt,
         "weights",
         container,
-        [volume],
+        [_models(cluster)],
         deadline_s=DOWNLOAD_SECONDS,
     )
-    # A new volume may belong to root. Only its top folder is looked at, so this is quick; where
-    # the storage decides the owner (EFS access points) it does nothing.
-    job["spec"]["template"]["spec"]["securityContext"] |= {
-        "fsGroup": UID,
-        "fsGroupChangePolicy": "OnRootMismatch",
-    }
+    job["spec"]["template"]["spec"]["securityContext"] |= _WRITES_MODELS
     marks = job["metadata"]["labels"]
     job["metadata"]["labels"] = {**marks, WEIGHTS: weights_key(repo, commit)}
     return job
+
+
+def collect_job(
+    cluster: ClusterSpec,
+    promotion: str,
+    keep: Collection[str],
+    *,
+    older_than_days: float | None,
+    free: str | None,
+    dry_run: bool,
+) -> Obj:
+    """Removes published commits but for those in `keep`, by age and by space; or says which."""
+    command = _command("weights", COLLECT, "--root", MODELS, "--keep", *sorted(keep))
+    command += [f"--older-than={older_than_days}"] if older_than_days is not None else []
+    command += [f"--free={free}"] if free is not None else []
+    command += ["--dry-run"] if dry_run else []
+    container = {
+        **_program(cluster, COLLECT, cpu="50m", memory="128Mi", limit="512Mi"),
+        "command": command,
+        "env": env(SCRATCH_ENV),
+        "volumeMounts": [{"name": "models", "mountPath": MODELS}, *scratch_mounts()],
+    }
+    job = _job(
+        None,
+        cluster,
+        promotion,
+        0,
+        COLLECT,
+        container,
+        [_models(cluster)],
+        deadline_s=COLLECT_SECONDS,
+    )
+    job["spec"]["template"]["spec"]["securityContext"] |= _WRITES_MODELS
+    return job
+
+
+def importer(cluster: ClusterSpec) -> Obj:
+    """A Pod that waits with the volume mounted, for an administrator who brings weights:
+    `kubectl exec -i weights-importer -- python -m weights import --root /models --from -`.
+    """
+    wait = f"import time; time.sleep({IMPORTER_SECONDS})"
+    container = {
+        **_program(cluster, "importer", cpu="250m", memory="256Mi", limit="1Gi"),
+        "command": ["python", "-c", wait],
+        "env": env(SCRATCH_ENV),
+        "volumeMounts": [{"name": "models", "mountPath": MODELS}, *scratch_mounts()],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "weights-importer",
+            "namespace": cluster.namespace,
+            "labels": labels("importer"),
+            "annotations": _NO_SIDECAR,
+        },
+        "spec": {
+            **_pod_spec(container, [_models(cluster)]),
+            "securityContext": pod_security() | _WRITES_MODELS,
+            # Who forgets it: it ends by itself, and nothing in it needs time for that.
+            "activeDeadlineSeconds": IMPORTER_SECONDS,
+            "terminationGracePeriodSeconds": 1,
+        },
+    }
+
+
+def _models(cluster: ClusterSpec) -> Obj:
+    return {
+        "name": "models",
+        "persistentVolumeClaim": {"claimName": cluster.storage.claim},
+    }
 
 
 def benchmark_job(release: Release, profile_json: str, *, deadline_s: int) -> tuple[Obj, Obj]:
@@ -231,7 +306,7 @@ def _hub_env(model: ModelSpec, cluster: ClusterSpec) -> list[Obj]:
 
 
 def _job(
-    model: ModelSpec,
+    model: ModelSpec | None,
     cluster: ClusterSpec,
     promotion: str,
     attempt: int,
@@ -242,6 +317,7 @@ def _job(
     deadline_s: int,
 ) -> Obj:
     marks = labels(component, model, **{PROMOTION: promotion})
+    prefix = f"{model.object_name}-" if model else ""
     spec: Obj = {
         # A retry would run unwatched; who retries is the promotion.
         "backoffLimit": 0,
@@ -250,18 +326,9 @@ def _job(
         "template": {
             "metadata": {
                 "labels": marks,
-                # A sidecar never ends, and so would the Job (istio#11045).
-                "annotations": {"sidecar.istio.io/inject": "false"},
+                "annotations": _NO_SIDECAR,
             },
-            "spec": {
-                "restartPolicy": "Never",
-                "serviceAccountName": JOBS_ACCOUNT,
-                "automountServiceAccountToken": False,
-                "enableServiceLinks": False,
-                "securityContext": pod_security(),
-                "containers": [container],
-                "volumes": [*volumes, *scratch_volumes()],
-            },
+            "spec": _pod_spec(container, volumes),
         },
     }
     unique = content_hash({"spec": spec, "attempt": attempt})
@@ -269,9 +336,21 @@ def _job(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": f"{model.object_name}-{component}-{unique}",
+            "name": f"{prefix}{component}-{unique}",
             "namespace": cluster.namespace,
             "labels": marks,
         },
         "spec": spec,
+    }
+
+
+def _pod_spec(container: Obj, volumes: list[Obj]) -> Obj:
+    return {
+        "restartPolicy": "Never",
+        "serviceAccountName": JOBS_ACCOUNT,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "containers": [container],
+        "volumes": [*volumes, *scratch_volumes()],
     }

@@ -115,7 +115,7 @@ def rbac(cluster: ClusterSpec) -> list[Obj]:
         _rule("monitoring.coreos.com", ["podmonitors"], ["get"]),
         # Jobs, and the Lease that lets one promotion a model run at a time.
         _rule("batch", ["jobs"], [*_READ, "create", "delete"]),
-        _rule("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
+        _rule("coordination.k8s.io", ["leases"], ["get", "list", "create", "update"]),
     ]
     # Free GPUs can only be counted from all Pods of the nodes, whoever owns them.
     counting = [_rule("", ["nodes", "pods"], ["get", "list"])]

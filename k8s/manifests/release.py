@@ -130,8 +130,11 @@ def engine_selector(model: ModelSpec, slot: Slot) -> dict[str, str]:
 
 
 def weights_key(repo: str, commit: str) -> str:
-    """Names a commit's weights on the volume, whichever models use them: a Lease, a label."""
-    return f"weights-{content_hash({'repo': repo, 'commit': commit})}"
+    """Names a commit's weights on the volume, whichever models use them: a Lease, a label.
+
+    The commit can be read from it, as k8s/collection.py does.
+    """
+    return f"weights-{commit}-{content_hash({'repo': repo})}"
 
 
 def content_hash(obj: Obj) -> str:
