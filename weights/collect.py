@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from catalog.spec import amount as quantity
 from weights import manifest, publish
 from weights.errors import UsageError, volume_error
 from weights.events import Reporter, amount
@@ -109,6 +108,9 @@ def _size(text: str) -> int:
     number = text.removesuffix("B")
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?([kMGT]|[KMGT]i)?", number):
         raise UsageError(f"--free {text} is no size", "give bytes, or say 50GiB or 50GB")
+    # Here, since all of pydantic comes with it, and a fetch should start at once.
+    from catalog.spec import amount as quantity
+
     return int(quantity(number))
 
 
