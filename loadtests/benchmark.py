@@ -73,7 +73,7 @@ def run(
         progress(_sentence(step), _numbers(step))
     after = reading()
 
-    spoiled = prefix_hits(before, after, generator.prompts.overhead, len(rows))
+    spoiled = prefix_hits(before, after, generator.tokens.template, len(rows))
     if restarted([before, *generator.samples, after]):
         spoiled = "the engine restarted during the run"
     verdict, reason = overall(steps, profile, spoiled)
@@ -94,8 +94,8 @@ def run(
             "root": facts.root,
             "max_model_len": facts.max_model_len,
             "server": facts.server,
-            "prompt_tokens_per_word": round(generator.prompts.tokens_per_word, 3),
-            "template_tokens": round(generator.prompts.overhead, 1),
+            "prompt_tokens_per_word": round(generator.tokens.per_word, 3),
+            "template_tokens": round(generator.tokens.template, 1),
         },
         network={
             "path": "direct",

@@ -5,20 +5,22 @@ Runs under gevent, in the Locust process.
 
 import gc
 import json
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gevent
 from gevent import Greenlet, socket
 
-from loadtests.answer import Exchange, Phase, read_answer
-from loadtests.arrivals import draw
+from loadtests.answer import Exchange, Row, read_answer
 from loadtests.clock import Alarm
 from loadtests.engine import Engine, LoadTestError, Sample, parse_metrics
-from loadtests.ladder import requests_of_step
+from loadtests.ladder import window_ns
+from loadtests.plan import Planned, Planner
 from loadtests.profile import Profile
-from loadtests.prompts import Prompts
+from loadtests.prompts import Tokens, calibrated, text
 from loadtests.response import BadResponse
 from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms
 
@@ -30,14 +32,39 @@ IDLE_SECONDS = 1.0
 CALIBRATION_WORDS = 8
 
 
+@dataclass(frozen=True)
+class Offered:
+    """What came of a plan. Times in ns; `cpu`: share of one core that the generator used, of
+    several workers the busiest one's. `problem`: why it can't be trusted, if so."""
+
+    start: int
+    end: int
+    rows: tuple[Row, ...]
+    cpu: float
+    problem: str = ""
+
+
+Offer = Callable[[Sequence[Planned], float, int], Offered]
+
+
 class Generator:
     """Load for one engine. `on_end` is called in the request's greenlet when it has ended."""
 
-    def __init__(self, profile: Profile, engine: Engine, on_end: Callable[[Exchange], None]):
+    def __init__(
+        self,
+        profile: Profile,
+        engine: Engine,
+        on_end: Callable[[Exchange], None],
+        offer: Offer | None = None,
+    ):
+        """`offer`: who sends the plans, if not this process."""
         self.profile = profile
         self.engine = engine
         self.path = PATHS[profile.endpoint]
-        self.prompts = Prompts(profile.seed)
+        self.planner = Planner(profile)
+        self.run = secrets.token_hex(4)  # marks the texts of this run's prompts
+        self.tokens = Tokens()
+        self._offer = offer or self.offer_here
         self.samples: list[Sample] = []
         # Resolved once: a name look-up takes longer than some first tokens.
         family = socket.AF_UNSPEC
@@ -62,22 +89,22 @@ class Generator:
         Raises LoadTestError if it doesn't answer, or if no prompt can be as short as asked.
         """
         few, many = (
-            (words, self._count_tokens(self.prompts.words(words)))
+            (words, self._count_tokens(text(self.run, self.planner.key(), words)))
             for words in (CALIBRATION_WORDS, CALIBRATION_WORDS + 64)
         )
-        self.prompts.calibrate(few, many)
-        shortest = self.prompts.overhead + 3 * self.prompts.tokens_per_word
+        self.tokens = calibrated(few, many)
+        shortest = self.tokens.template + 3 * self.tokens.per_word
         if shortest > self.profile.prompt_tokens + 1:
             raise LoadTestError(
                 "PromptTooShort",
                 f"prompt_tokens is {self.profile.prompt_tokens}, but the chat template alone has "
-                f"{self.prompts.overhead:.0f}",
+                f"{self.tokens.template:.0f}",
                 f"Ask for {shortest:.0f} tokens or more, or for endpoint completions.",
             )
 
     def _count_tokens(self, prompt: str) -> int:
         """By vLLM's /tokenize, so that the engine sees no completion that was not scheduled."""
-        count = self.engine.post("/tokenize", self._text(prompt)).get("count")
+        count = self.engine.post("/tokenize", self._body(self.profile.model, prompt)).get("count")
         if not isinstance(count, int):
             raise LoadTestError(
                 "NotAnEngine",
@@ -92,75 +119,91 @@ class Generator:
         Returns when the last request has ended or timed out. Ends early, with the requests that
         were sent, once so many left late that the window can't count any more.
         """
-        plan = self._plan(rate, repeat)
-        gc.collect()
-        gc.disable()  # a collection stops all greenlets for milliseconds
-        start = time.perf_counter_ns() + START_NS
-        for exchange, _ in plan:
-            exchange.scheduled += start
-        warmup_ns = int(self.profile.warmup_seconds * 1e9)
-        measured = requests_of_step(rate, self.profile)
-        first, last = start + warmup_ns, start + warmup_ns + int(measured / rate * 1e9)
-        hopeless, self._late = late_sends_that_spoil(measured), 0
+        plan = self.planner.window(rate, repeat)
         sampler = gevent.spawn(self._sample)
+        try:
+            offered = self._offer(plan, rate, repeat)
+        finally:
+            sampler.kill()
+        first = offered.start + int(self.profile.warmup_seconds * 1e9)
+        return Window(
+            rate,
+            first,
+            offered.end,
+            offered.rows,
+            offered.cpu,
+            self._take_samples(),
+            offered.problem,
+        )
+
+    def prepare(
+        self, plan: Sequence[Planned], rate: float, repeat: int
+    ) -> list[tuple[Exchange, bytes]]:
+        """The requests of a plan, ready to send; `scheduled` counts from the window's start."""
+        ready = [
+            (
+                Exchange(one.number, one.at_ns, one.phase),
+                self._request(one, f"{rate:g}-{repeat}-{one.number}"),
+            )
+            for one in plan
+        ]
+        gc.collect()  # now, when nothing waits for it
+        return ready
+
+    def offer_here(self, plan: Sequence[Planned], rate: float, repeat: int) -> Offered:
+        """Offers a whole plan from this process."""
+        ready = self.prepare(plan, rate, repeat)
+        return self.offer(ready, time.perf_counter_ns() + START_NS, rate, repeat)
+
+    def offer(
+        self, ready: list[tuple[Exchange, bytes]], start: int, rate: float, repeat: int
+    ) -> Offered:
+        """Sends each request at its time after `start`, and returns when all have ended."""
+        gc.disable()  # a collection stops all greenlets for milliseconds
+        for exchange, _ in ready:
+            exchange.scheduled += start
+        measured = sum(exchange.phase == "measure" for exchange, _ in ready)
+        end = start + window_ns(rate, self.profile)
+        hopeless, self._late = late_sends_that_spoil(measured), 0
         greenlets: list[Greenlet] = []
         alarm = Alarm()
         cpu_at: list[tuple[int, float]] = []
         try:
-            for exchange, request in plan:
+            for exchange, request in ready:
                 if exchange.phase == "measure" and not cpu_at:
                     cpu_at.append((time.perf_counter_ns(), time.process_time()))
                 alarm.wait_until(exchange.scheduled)
                 if self._late >= hopeless:
-                    last = exchange.scheduled
+                    end = exchange.scheduled
                     break
                 greenlets.append(gevent.spawn(self._send, exchange, request))
-            alarm.wait_until(last)
+            alarm.wait_until(end)
             cpu_at.append((time.perf_counter_ns(), time.process_time()))
             gevent.joinall(greenlets)
         finally:
             gevent.killall(greenlets)
-            sampler.kill()
             alarm.close()
             gc.enable()
-        (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at
-        samples = self._take_samples()
-        rows = tuple(
-            read_answer(exchange, rate, repeat, self.profile.model)
-            for exchange, _ in plan[: len(greenlets)]
-        )
-        cpu = (cpu_1 - cpu_0) / ((wall_1 - wall_0) / 1e9)
-        return Window(rate, first, last, rows, cpu, samples)
+        (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at[0], cpu_at[-1]
+        rows = []
+        for exchange, _ in ready[: len(greenlets)]:
+            rows.append(read_answer(exchange, rate, repeat, self.profile.model))
+            if len(rows) % 100 == 0:
+                gevent.sleep(0)  # reading takes seconds, and a worker must show that it lives
+        cpu = (cpu_1 - cpu_0) / max(1e-9, (wall_1 - wall_0) / 1e9)
+        return Offered(start, end, tuple(rows), cpu)
 
-    def _plan(self, rate: float, repeat: int) -> list[tuple[Exchange, bytes]]:
-        """Every request of a window, ready to send; `scheduled` counts from its start."""
-        profile = self.profile
-        warmup = round(profile.warmup_seconds * rate)
-        phases: list[tuple[Phase, float, int]] = [
-            ("warmup", 0.0, warmup),
-            ("measure", profile.warmup_seconds, requests_of_step(rate, profile)),
-        ]
-        plan: list[tuple[Exchange, bytes]] = []
-        for phase, offset, count in phases:
-            seed = f"{profile.seed} {rate!r} {repeat} {phase}"
-            for at in draw(profile.arrival, rate, count, seed, profile.gamma_shape):
-                exchange = Exchange(len(plan), int((offset + at) * 1e9), phase)
-                name = f"{rate:g}-{repeat}-{exchange.number}"
-                plan.append((exchange, self._request(name)))
-        return plan
-
-    def _text(self, prompt: str) -> dict[str, Any]:
+    def _body(self, model: str, prompt: str) -> dict[str, Any]:
         if self.profile.endpoint == "chat":
-            messages = [{"role": "user", "content": prompt}]
-            return {"model": self.profile.model, "messages": messages}
-        return {"model": self.profile.model, "prompt": prompt}
+            return {"model": model, "messages": [{"role": "user", "content": prompt}]}
+        return {"model": model, "prompt": prompt}
 
-    def _request(self, name: str) -> bytes:
+    def _request(self, one: Planned, name: str) -> bytes:
         body = {
-            **self._text(self.prompts.draw(self.profile.prompt_tokens)),
+            **self._body(one.model, self._prompt(one)),
             # Always sent: a model's generation_config.json may say otherwise.
             "temperature": 0,
-            "max_tokens": self.profile.output_tokens,
+            "max_tokens": one.output_tokens,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
@@ -172,6 +215,15 @@ class Generator:
             f"X-Request-Id: {name}\r\nContent-Length: {len(data)}\r\n\r\n"
         )
         return head.encode() + data
+
+    def _prompt(self, one: Planned) -> str:
+        """What the engine counts as about the planned tokens, template included."""
+        left = [part.tokens for part in one.prompt]
+        left[-1] -= round(self.tokens.template)
+        return " ".join(
+            text(self.run, part.key, round(tokens / self.tokens.per_word))
+            for part, tokens in zip(one.prompt, left, strict=True)
+        )
 
     def _send(self, exchange: Exchange, request: bytes) -> None:
         """One request, sent once, whatever happens: a retry would hide a failure."""

@@ -28,6 +28,7 @@ class Window:
     """Load at one rate, measured once. Rows of its warm-up are in `rows` too. Times in ns.
 
     `cpu`: share of one core that the generator used. `samples`: the engine's metrics meanwhile.
+    `problem`: why it can't be trusted, where the workers that offered it already know.
     """
 
     rate: float
@@ -36,6 +37,7 @@ class Window:
     rows: tuple[Row, ...]
     cpu: float
     samples: tuple[Sample, ...]
+    problem: str = ""
 
     @property
     def measured(self) -> list[Row]:
@@ -93,6 +95,8 @@ def _gap_ms(row: Row) -> float:
 
 def untrusted(window: Window, profile: Profile) -> str:
     """Why no verdict may be drawn from a window; empty if one may."""
+    if window.problem:
+        return window.problem
     rows = window.measured
     lag = _send_lag_p99_ms(rows)
     lag_most = most_lag_ms(profile.slo)
