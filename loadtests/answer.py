@@ -11,6 +11,11 @@ from loadtests.response import Response
 Phase = Literal["warmup", "measure"]
 # The engine gave up on an answer whose stream is otherwise whole.
 GIVEN_UP = {"abort", "error"}
+# The fields of a row that are points in time.
+_TIMES = (
+    *("scheduled", "sent", "connected", "first_byte", "first_role"),
+    *("first_reasoning", "first_content", "last_token", "end"),
+)
 
 
 @dataclass
@@ -40,6 +45,7 @@ class Row:
     `first_content` is the first non-empty content or tool call. `chunks`: those with tokens;
     `chunk_ns` are their times after `scheduled`, `chunk_tokens` the tokens that each brought.
     `usage`: the engine said how many tokens it made; without it each chunk counts as one.
+    `worker`: who sent it, of several, from 0.
     """
 
     rate: float
@@ -65,6 +71,7 @@ class Row:
     usage: bool
     chunk_ns: tuple[int, ...]
     chunk_tokens: tuple[float, ...]
+    worker: int = 0
 
     @property
     def ttft_ms(self) -> float:
@@ -99,6 +106,18 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """The row for rows.jsonl.gz."""
         return {"row": "request", **asdict(self)}
+
+    @staticmethod
+    def from_json(fields: dict[str, Any], worker: int = 0, later_ns: int = 0) -> "Row":
+        """What as_json wrote, as sent by `worker`, whose clock shows `later_ns` less than ours."""
+        fields = {**fields, "worker": worker}
+        del fields["row"]
+        for name in _TIMES:
+            if fields[name] is not None:
+                fields[name] += later_ns
+        for name in ("chunk_ns", "chunk_tokens"):
+            fields[name] = tuple(fields[name])
+        return Row(**fields)
 
 
 def read_answer(exchange: Exchange, rate: float, repeat: int, model: str) -> Row:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loadtests.answer import Exchange, Row
 from loadtests.engine import Engine, LoadTestError, parse_metrics
-from loadtests.generator import Generator
+from loadtests.generator import Generator, Offer, WorkerLost
 from loadtests.ladder import climb
 from loadtests.profile import Profile
 from loadtests.result import Result, Step, pack_rows
@@ -18,6 +18,7 @@ from loadtests.verdict import (
     Window,
     capacity,
     in_flight_at,
+    judge,
     limited_by,
     overall,
     prefix_hits,
@@ -32,11 +33,13 @@ def run(
     progress: Progress,
     on_end: Callable[[Exchange], None],
     on_row: Callable[[Row], None],
+    offer: Offer | None = None,
 ) -> tuple[Result, bytes]:
     """Runs the ladder; the result, and the content of rows.jsonl.gz.
 
     `progress` gets a sentence and its numbers, `on_end` each request as it ends, `on_row` the
-    measured ones once their window is over. Raises LoadTestError if the engine can't be measured.
+    measured ones once their window is over; `offer` sends a window's plan, if not this process.
+    Raises LoadTestError if the engine can't be measured.
     """
     started = time.time()
     clock_ns = time.perf_counter_ns()
@@ -49,7 +52,7 @@ def run(
             f"prompt_tokens + output_tokens is {length}, the engine takes {facts.max_model_len}",
             "Shorten them in the profile, or raise --max-model-len.",
         )
-    generator = Generator(profile, engine, on_end)
+    generator = Generator(profile, engine, on_end, offer)
     generator.calibrate()
     rows: list[Row] = []
 
@@ -68,12 +71,21 @@ def run(
 
     before = reading()
     steps = []
-    for step in climb(profile, measure):
-        steps.append(step)
-        progress(_sentence(step), _numbers(step))
+    lost = ""
+    try:
+        for step in climb(profile, measure):
+            steps.append(step)
+            progress(_sentence(step), _numbers(step))
+    except WorkerLost as error:
+        lost = str(error)
+        if error.window.measured:  # by the others; shown for what it is worth
+            rows.extend(error.window.rows)
+            steps.append(judge([error.window], profile, [lost]))
+        if not steps:
+            raise
     after = reading()
 
-    spoiled = prefix_hits(before, after, generator.tokens.template, len(rows))
+    spoiled = lost or prefix_hits(before, after, generator.tokens.template, len(rows))
     if restarted([before, *generator.samples, after]):
         spoiled = "the engine restarted during the run"
     verdict, reason = overall(steps, profile, spoiled)

@@ -35,16 +35,27 @@ CALIBRATION_WORDS = 8
 @dataclass(frozen=True)
 class Offered:
     """What came of a plan. Times in ns; `cpu`: share of one core that the generator used, of
-    several workers the busiest one's. `problem`: why it can't be trusted, if so."""
+    several workers the busiest one's. `problem`: why it can't be trusted, if so. `lost`: since a
+    worker is gone, no further plan can be sent."""
 
     start: int
     end: int
     rows: tuple[Row, ...]
     cpu: float
     problem: str = ""
+    lost: bool = False
 
 
-Offer = Callable[[Sequence[Planned], float, int], Offered]
+class WorkerLost(LoadTestError):
+    """A worker died or did not answer in time. `window`: what the others measured."""
+
+    def __init__(self, message: str, window: Window) -> None:
+        super().__init__("WorkerLost", message, "Look at the worker's log, then run it again.")
+        self.window = window
+
+
+# Sends the plan of a window: generator, plan, rate, repeat.
+Offer = Callable[["Generator", Sequence[Planned], float, int], Offered]
 
 
 class Generator:
@@ -64,7 +75,7 @@ class Generator:
         self.planner = Planner(profile)
         self.run = secrets.token_hex(4)  # marks the texts of this run's prompts
         self.tokens = Tokens()
-        self._offer = offer or self.offer_here
+        self._offer: Offer = offer or Generator.offer_here
         self.samples: list[Sample] = []
         # Resolved once: a name look-up takes longer than some first tokens.
         family = socket.AF_UNSPEC
@@ -117,16 +128,16 @@ class Generator:
         """Warm-up and one measured window at `rate`, without a break between them.
 
         Returns when the last request has ended or timed out. Ends early, with the requests that
-        were sent, once so many left late that the window can't count any more.
+        were sent, once so many left late that the window can't count any more. Raises WorkerLost.
         """
         plan = self.planner.window(rate, repeat)
         sampler = gevent.spawn(self._sample)
         try:
-            offered = self._offer(plan, rate, repeat)
+            offered = self._offer(self, plan, rate, repeat)
         finally:
             sampler.kill()
         first = offered.start + int(self.profile.warmup_seconds * 1e9)
-        return Window(
+        window = Window(
             rate,
             first,
             offered.end,
@@ -135,6 +146,9 @@ class Generator:
             self._take_samples(),
             offered.problem,
         )
+        if offered.lost:
+            raise WorkerLost(offered.problem, window)
+        return window
 
     def prepare(
         self, plan: Sequence[Planned], rate: float, repeat: int

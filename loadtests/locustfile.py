@@ -3,19 +3,23 @@
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 [--headless]
 
 Locust gives its command line, console and web page. Its users and wait times are not used: they
-are a closed loop, in which a slow answer delays the next request and so hides itself. One user
-runs the whole ladder, and generator.py starts a greenlet for each arrival.
+are a closed loop, in which a slow answer delays the next request and so hides itself. A greenlet
+runs the whole ladder, and generator.py starts another for each arrival. Where one core can't send
+the load, `--processes N`, or `--master --expect-workers N` and N times `--worker`, share it.
 """
 
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gevent
+from gevent import Greenlet
 from locust import User, events, task
 from locust.env import Environment
-from locust.exception import StopUser
+from locust.runners import MasterRunner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,6 +31,7 @@ from loadtests.engine import Engine, LoadTestError
 from loadtests.generator import PATHS
 from loadtests.profile import Profile, ProfileError, describe, load_profile
 from loadtests.result import Verdict
+from loadtests.workers import Worker, Workers
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
 NO_VERDICT, USAGE = 3, 2
@@ -65,51 +70,76 @@ def add_options(parser: Any) -> None:
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
-def start_without_verdict(environment: Environment, **_: Any) -> None:
-    """An interrupted run has no verdict."""
-    environment.process_exit_code = NO_VERDICT
-
-
-def refuse_workers(arguments: list[str]) -> None:
-    """Half of the arrivals, sent by one of two workers, would be judged as if they were all."""
-    for flag in ("--processes", "--master", "--worker"):
-        if any(argument.partition("=")[0] == flag for argument in arguments):
-            # Now and not in an event: Locust would have forked its workers by then.
-            sys.exit(f"{flag}: several workers are not supported yet, leave it out")
-
-
-refuse_workers(sys.argv)
+def set_up(environment: Environment, **_: Any) -> None:
+    """Master and workers can talk from now on, and a test's start is the benchmark's."""
+    runner = environment.runner
+    on: Any = environment.events
+    if isinstance(runner, WorkerRunner):
+        worker = Worker(runner, lambda path: _on_end(environment, path))
+        on.test_stop.add_listener(lambda **_: worker.stop())
+        return
+    environment.process_exit_code = NO_VERDICT  # that of an interrupted run
+    benchmark = Benchmark(
+        environment, Workers(runner) if isinstance(runner, MasterRunner) else None
+    )
+    on.test_start.add_listener(benchmark.start)
+    on.test_stopping.add_listener(benchmark.stop)
 
 
 class Replica(User):
-    """Stands for the replica under test: its one task offers it the whole ladder of loads."""
+    """Stands for the replica under test on Locust's page; it sends nothing by itself."""
 
     fixed_count = 1
 
     @task
-    def benchmark(self) -> None:
-        """Runs the benchmark, then ends the test."""
-        environment = self.environment
+    def wait_for_the_end(self) -> None:
+        """The load comes from the generator's greenlets."""
+        gevent.sleep(3600)
+
+
+class Benchmark:
+    """Runs with Locust's test, in a greenlet of the master or of the only process."""
+
+    def __init__(self, environment: Environment, workers: Workers | None) -> None:
+        self._environment = environment
+        self._workers = workers
+        self._greenlet: Greenlet | None = None
+
+    def start(self, **_: Any) -> None:
+        """Starts it beside Locust's test."""
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self, **_: Any) -> None:
+        """Ends it with Locust's test, whoever stopped that."""
+        if self._greenlet is None or self._greenlet is gevent.getcurrent():
+            return
+        if self._workers is not None and not self._workers.alive:
+            lost = LoadTestError("WorkersLost", "every worker died", "Look at their logs.")
+            self._greenlet.kill(lost, block=False)
+        else:
+            self._greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        environment = self._environment
         options = environment.parsed_options
+        code = NO_VERDICT
         try:
-            code = _benchmark(environment, options)
+            code = _benchmark(environment, options, self._workers)
         except ProfileError as error:
             _say_error(options, "ProfileError", str(error), "Correct the profile.")
             code = USAGE
         except LoadTestError as error:
             _say_error(options, error.name, str(error), error.next_step)
-            code = NO_VERDICT
+        except Exception:
+            log.exception("the benchmark failed")
         environment.process_exit_code = code
-        if environment.web_ui:
-            environment.runner.stop()
-        else:
-            environment.runner.quit()
-        raise StopUser
+        runner = environment.runner
+        assert runner is not None, "it has started this"
+        runner.stop() if environment.web_ui else runner.quit()
 
 
-def _benchmark(environment: Environment, options: Any) -> int:
-    profile = _profile(environment.host, options)
-    path = PATHS[profile.endpoint]
+def _on_end(environment: Environment, path: str) -> Callable[[Exchange], None]:
+    """Tells Locust's statistics of a request as it ends."""
     fire: Any = environment.events.request.fire
 
     def on_end(exchange: Exchange) -> None:
@@ -127,6 +157,15 @@ def _benchmark(environment: Environment, options: Any) -> int:
             context={},
         )
 
+    return on_end
+
+
+def _benchmark(environment: Environment, options: Any, workers: Workers | None) -> int:
+    profile = _profile(environment.host, options)
+    count = 1 if workers is None else workers.gather(options.expect_workers)
+    profile = profile.model_copy(update={"workers": count})
+    fire: Any = environment.events.request.fire
+
     def on_row(row: Row) -> None:
         fire(
             request_type="TTFT",
@@ -143,7 +182,9 @@ def _benchmark(environment: Environment, options: Any) -> int:
         else:
             log.info(message)
 
-    result, rows = run(profile, progress, on_end, on_row)
+    offer = None if workers is None else workers.offer
+    on_end = _on_end(environment, PATHS[profile.endpoint])
+    result, rows = run(profile, progress, on_end, on_row, offer)
     if options.out:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)

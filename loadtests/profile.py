@@ -56,6 +56,8 @@ class Profile(_Closed):
     output_tokens: Annotated[int, Field(ge=1)]
     slo: Slo
     timeout_s: Positive = 60.0
+    # Processes that share the load, where it is more than one core can send.
+    workers: Annotated[int, Field(ge=1)] = 1
     # What the result depends on and this program can't see: model, commit, image digest, node,
     # gpu, and `simulated`, the list of what is not real.
     metadata: dict[str, JsonValue] = {}

@@ -43,6 +43,11 @@ def metric(url: str, name: str) -> float:
     return float(found[1])
 
 
+def descendants(pid: int) -> list[int]:
+    found = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [grandchild for child in found for grandchild in descendants(child)]
+
+
 def test_slo_that_holds(tmp_path: Path) -> None:
     log = tmp_path / "tokens.jsonl"
     with simulator(
@@ -150,9 +155,10 @@ def test_wrong_profile_is_named_before_anything_starts(tmp_path: Path) -> None:
     assert "profile.json: rates: the ladder must ascend" in events[-1]["message"]
 
 
-def test_stopped_by_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stopped_by_sigterm(tmp_path: Path, workers: int) -> None:
     with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
-        profile = write_profile(tmp_path, engine.url, step_seconds=60)
+        profile = write_profile(tmp_path, engine.url, step_seconds=60, workers=workers)
         command = [sys.executable, "-m", "loadtests", "--profile", str(profile)]
         program = subprocess.Popen(
             [*command, "--out", str(tmp_path / "out")],
@@ -163,14 +169,14 @@ def test_stopped_by_sigterm(tmp_path: Path) -> None:
         )
         assert program.stdout
         assert "load starts" in program.stdout.readline()
-        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        children = descendants(program.pid)
+        assert len(children) == (1 if workers == 1 else 1 + workers)
         program.send_signal(signal.SIGTERM)
         last = json.loads(program.stdout.read().splitlines()[-1])
         assert program.wait(10) == 3
         program.stdout.close()
     assert (last["event"], last["error"]) == ("error", "Interrupted")
     assert not (tmp_path / "out" / "result.json").exists()
-    assert children
     for child in children:
         wait_for(lambda pid=child: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
 
@@ -183,11 +189,6 @@ def test_locust_alone(tmp_path: Path, extra: list[str]) -> None:
     arguments += ["--warmup-seconds", "0", "--ttft-p95-ms", "5000", "--itl-p95-ms", "2000"]
     with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
         ran = run_program(*arguments, "--host", engine.url, "--out", str(tmp_path / "out"))
-    if extra:
-        assert "several workers are not supported yet" in ran.stderr
-        assert ran.returncode != 0
-        assert not (tmp_path / "out").exists()
-        return
     assert ran.returncode == 0, ran.stderr
     assert load_result(tmp_path / "out" / "result.json").profile.model == "m"
     assert "PASS: at 40 req/s" in ran.stderr
