@@ -62,6 +62,7 @@ def profile(
         "output_tokens": traffic.output_tokens,
         "slo": slo.model_dump(),
         "timeout_s": traffic.timeout_seconds,
+        "workers": traffic.workers if traffic.workers > 1 else None,
         "metadata": {
             "model": model.name,
             "repo": model.repo,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from catalog.lengths import Lengths
 from catalog.spec import HubRepo, Misfit, ObjectName, PositiveFloat, PositiveInt, Quantity, Spec
 
 # Set by the pipeline itself, from the fields named beside them: never in `args`.
@@ -66,13 +67,29 @@ class Traffic(Spec):
 
     arrival: Literal["poisson", "constant", "gamma"] = "poisson"
     gamma_shape: PositiveFloat = 1.0
-    prompt_tokens: Annotated[int, Field(ge=4)]  # fewer can't be unique
-    output_tokens: PositiveInt
+    prompt_tokens: Lengths
+    output_tokens: Lengths
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     step_seconds: PositiveFloat = 60.0
     warmup_seconds: PositiveFloat = 10.0
     timeout_seconds: PositiveFloat = 60.0
     seed: int = 1
+    # Processes that send it, where it is more than one core can: over a thousand req/s.
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+
+    @field_validator("prompt_tokens", "output_tokens")
+    @classmethod
+    def _own(cls, lengths: Lengths) -> Lengths:
+        if lengths.trace:
+            raise ValueError("a trace's lengths need its file, which only a load profile can name")
+        return lengths
+
+    @field_validator("prompt_tokens")
+    @classmethod
+    def _unique(cls, lengths: Lengths) -> Lengths:
+        if lengths.fixed is not None and lengths.fixed < 4:
+            raise ValueError(f"{lengths.fixed} tokens can't be unique, ask for 4 or more")
+        return lengths
 
     @field_validator("rates")
     @classmethod
@@ -207,7 +224,8 @@ class ModelSpec(Spec):
                 "traffic",
                 "timeout_seconds",
             )
-        length, limit = traffic.prompt_tokens + traffic.output_tokens, self._max_model_len()
+        length = traffic.prompt_tokens.most + traffic.output_tokens.most
+        limit = self._max_model_len()
         if limit is not None and length > limit:
             raise Misfit(
                 f"with output_tokens these are {length} tokens, --max-model-len allows {limit}",

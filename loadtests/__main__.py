@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     events = not sys.stdout.isatty()
     try:
-        workers = load_profile(options.profile).workers
+        workers = load_profile(options.profile).workers or 1
         options.out.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "rows.jsonl.gz"):  # never take an old one for this run's
             (options.out / name).unlink(missing_ok=True)

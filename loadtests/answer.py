@@ -25,6 +25,9 @@ class Exchange:
     number: int
     scheduled: int
     phase: Phase
+    model: str = ""
+    tokens_asked: int = 0
+    turn: int = 1
     sent: int | None = None
     connected: int | None = None
     end: int | None = None
@@ -45,6 +48,7 @@ class Row:
     `first_content` is the first non-empty content or tool call. `chunks`: those with tokens;
     `chunk_ns` are their times after `scheduled`, `chunk_tokens` the tokens that each brought.
     `usage`: the engine said how many tokens it made; without it each chunk counts as one.
+    `model`: the name that was asked, `tokens_asked` of it. `turn` of its conversation, from 1.
     `worker`: who sent it, of several, from 0.
     """
 
@@ -71,6 +75,9 @@ class Row:
     usage: bool
     chunk_ns: tuple[int, ...]
     chunk_tokens: tuple[float, ...]
+    model: str = ""
+    tokens_asked: int = 0
+    turn: int = 1
     worker: int = 0
 
     @property
@@ -120,10 +127,10 @@ class Row:
         return Row(**fields)
 
 
-def read_answer(exchange: Exchange, rate: float, repeat: int, model: str) -> Row:
+def read_answer(exchange: Exchange, rate: float, repeat: int) -> Row:
     """The row of an exchange, whatever the server sent. Never raises."""
     response = exchange.response
-    stream = _Stream(model)
+    stream = _Stream(exchange.model)
     if response.status == 200 and _is_stream(response):
         for time_ns, line in _lines(response.pieces):
             stream.take(time_ns, line)
@@ -153,6 +160,9 @@ def read_answer(exchange: Exchange, rate: float, repeat: int, model: str) -> Row
         usage=stream.tokens_out is not None,
         chunk_ns=tuple(time_ns - exchange.scheduled for time_ns, _ in stream.chunks),
         chunk_tokens=tokens,
+        model=exchange.model,
+        tokens_asked=exchange.tokens_asked,
+        turn=exchange.turn,
     )
 
 

@@ -17,6 +17,7 @@ from loadtests.result import Result, Step, pack_rows
 from loadtests.verdict import (
     Window,
     capacity,
+    hit_share,
     in_flight_at,
     judge,
     limited_by,
@@ -45,14 +46,17 @@ def run(
     clock_ns = time.perf_counter_ns()
     engine = Engine(profile.base_url, profile.timeout_s)
     facts = engine.facts(profile.model)
-    length = profile.prompt_tokens + profile.output_tokens
+    for name in profile.models or ():
+        engine.facts(name)
+    generator = Generator(profile, engine, on_end, offer)
+    planner = generator.planner
+    length = planner.longest
     if facts.max_model_len is not None and length > facts.max_model_len:
         raise LoadTestError(
             "PromptTooLong",
-            f"prompt_tokens + output_tokens is {length}, the engine takes {facts.max_model_len}",
+            f"prompt and answer have up to {length} tokens, the engine takes {facts.max_model_len}",
             "Shorten them in the profile, or raise --max-model-len.",
         )
-    generator = Generator(profile, engine, on_end, offer)
     generator.calibrate()
     rows: list[Row] = []
 
@@ -85,7 +89,9 @@ def run(
             raise
     after = reading()
 
-    spoiled = lost or prefix_hits(before, after, generator.tokens.template, len(rows))
+    spoiled = lost
+    if not spoiled and not profile.shares_prefixes:
+        spoiled = prefix_hits(before, after, generator.tokens.template, len(rows))
     if restarted([before, *generator.samples, after]):
         spoiled = "the engine restarted during the run"
     verdict, reason = overall(steps, profile, spoiled)
@@ -108,6 +114,9 @@ def run(
             "server": facts.server,
             "prompt_tokens_per_word": round(generator.tokens.per_word, 3),
             "template_tokens": round(generator.tokens.template, 1),
+            # Of the prompt tokens: what repeats by the plan, and what the engine's cache had.
+            "prefix_share_asked": round(planner.repeated_tokens / max(1, planner.tokens), 4),
+            "prefix_share_hit": hit_share(before, after),
         },
         network={
             "path": "direct",

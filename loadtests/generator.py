@@ -9,6 +9,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import gevent
@@ -18,7 +20,7 @@ from loadtests.answer import Exchange, Row, read_answer
 from loadtests.clock import Alarm
 from loadtests.engine import Engine, LoadTestError, Sample, parse_metrics
 from loadtests.ladder import window_ns
-from loadtests.plan import Planned, Planner
+from loadtests.plan import Planned, Planner, Text
 from loadtests.profile import Profile
 from loadtests.prompts import Tokens, calibrated, text
 from loadtests.response import BadResponse
@@ -72,7 +74,6 @@ class Generator:
         self.profile = profile
         self.engine = engine
         self.path = PATHS[profile.endpoint]
-        self.planner = Planner(profile)
         self.run = secrets.token_hex(4)  # marks the texts of this run's prompts
         self.tokens = Tokens()
         self._offer: Offer = offer or Generator.offer_here
@@ -94,6 +95,11 @@ class Generator:
         self._late_ns = int(most_lag_ms(profile.slo) * 1e6)
         self._late = 0
 
+    @cached_property
+    def planner(self) -> Planner:
+        """Draws the plans; a worker is given its part of one, and needs none."""
+        return Planner(self.profile)
+
     def calibrate(self) -> None:
         """Learns from the engine how many tokens a word is.
 
@@ -105,17 +111,19 @@ class Generator:
         )
         self.tokens = calibrated(few, many)
         shortest = self.tokens.template + 3 * self.tokens.per_word
-        if shortest > self.profile.prompt_tokens + 1:
+        lengths = self.profile.prompt_tokens
+        if not lengths.trace and shortest > lengths.most + 1:
             raise LoadTestError(
                 "PromptTooShort",
-                f"prompt_tokens is {self.profile.prompt_tokens}, but the chat template alone has "
+                f"prompt_tokens is at most {lengths.most}, but the chat template alone has "
                 f"{self.tokens.template:.0f}",
                 f"Ask for {shortest:.0f} tokens or more, or for endpoint completions.",
             )
 
     def _count_tokens(self, prompt: str) -> int:
         """By vLLM's /tokenize, so that the engine sees no completion that was not scheduled."""
-        count = self.engine.post("/tokenize", self._body(self.profile.model, prompt)).get("count")
+        body = self._body(self.profile.model, [prompt])
+        count = self.engine.post("/tokenize", body).get("count")
         if not isinstance(count, int):
             raise LoadTestError(
                 "NotAnEngine",
@@ -156,7 +164,7 @@ class Generator:
         """The requests of a plan, ready to send; `scheduled` counts from the window's start."""
         ready = [
             (
-                Exchange(one.number, one.at_ns, one.phase),
+                Exchange(one.number, one.at_ns, one.phase, one.model, one.output_tokens, one.turn),
                 self._request(one, f"{rate:g}-{repeat}-{one.number}"),
             )
             for one in plan
@@ -201,20 +209,27 @@ class Generator:
         (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at[0], cpu_at[-1]
         rows = []
         for exchange, _ in ready[: len(greenlets)]:
-            rows.append(read_answer(exchange, rate, repeat, self.profile.model))
+            rows.append(read_answer(exchange, rate, repeat))
             if len(rows) % 100 == 0:
                 gevent.sleep(0)  # reading takes seconds, and a worker must show that it lives
         cpu = (cpu_1 - cpu_0) / max(1e-9, (wall_1 - wall_0) / 1e9)
         return Offered(start, end, tuple(rows), cpu)
 
-    def _body(self, model: str, prompt: str) -> dict[str, Any]:
-        if self.profile.endpoint == "chat":
-            return {"model": model, "messages": [{"role": "user", "content": prompt}]}
-        return {"model": model, "prompt": prompt}
+    def _body(self, model: str, messages: list[str]) -> dict[str, Any]:
+        if self.profile.endpoint != "chat":
+            return {"model": model, "prompt": " ".join(messages)}
+        roles = cycle(("user", "assistant"))
+        return {
+            "model": model,
+            "messages": [
+                {"role": role, "content": content}
+                for role, content in zip(roles, messages, strict=False)
+            ],
+        }
 
     def _request(self, one: Planned, name: str) -> bytes:
         body = {
-            **self._body(one.model, self._prompt(one)),
+            **self._body(one.model, self._messages(one)),
             # Always sent: a model's generation_config.json may say otherwise.
             "temperature": 0,
             "max_tokens": one.output_tokens,
@@ -230,14 +245,19 @@ class Generator:
         )
         return head.encode() + data
 
-    def _prompt(self, one: Planned) -> str:
-        """What the engine counts as about the planned tokens, template included."""
-        left = [part.tokens for part in one.prompt]
-        left[-1] -= round(self.tokens.template)
-        return " ".join(
-            text(self.run, part.key, round(tokens / self.tokens.per_word))
-            for part, tokens in zip(one.prompt, left, strict=True)
-        )
+    def _messages(self, one: Planned) -> list[str]:
+        """What the engine counts as about the planned tokens, a chat's template included, which
+        goes off the end of the first message. (No text has fewer than three words.)"""
+        first = one.messages[0][-1]
+
+        def words(part: Text) -> int:
+            tokens = part.tokens - (self.tokens.template if part is first else 0)
+            return round(tokens / self.tokens.per_word)
+
+        return [
+            " ".join(text(self.run, part.key, words(part)) for part in message)
+            for message in one.messages
+        ]
 
     def _send(self, exchange: Exchange, request: bytes) -> None:
         """One request, sent once, whatever happens: a retry would hide a failure."""

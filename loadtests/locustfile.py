@@ -29,17 +29,17 @@ from loadtests.answer import Exchange, Row
 from loadtests.benchmark import run
 from loadtests.engine import Engine, LoadTestError
 from loadtests.generator import PATHS
-from loadtests.profile import Profile, ProfileError, describe, load_profile
+from loadtests.profile import Profile, ProfileError, describe, load_profile, with_trace
 from loadtests.result import Verdict
 from loadtests.workers import Worker, Workers
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
 NO_VERDICT, USAGE = 3, 2
 # Profile fields that are flags of the same name.
-_TRAFFIC = (
-    "endpoint step_seconds warmup_seconds arrival gamma_shape seed prompt_tokens output_tokens"
+TRAFFIC = (
+    *("endpoint", "step_seconds", "warmup_seconds", "arrival", "gamma_shape", "seed"),
+    "timeout_s",
 )
-TRAFFIC = [*_TRAFFIC.split(), "timeout_s"]
 LIMITS = ("ttft_p95_ms", "itl_p95_ms", "error_rate", "required_rate")
 log = logging.getLogger("loadtests")
 
@@ -55,11 +55,20 @@ def add_options(parser: Any) -> None:
     add("--rates", default="1,2,4,8,16", help="ladder of arrival rates, req/s")
     add("--step-seconds", type=float, default=30, help="least load at each rate")
     add("--warmup-seconds", type=float, default=5, help="load before each step, not counted")
-    add("--arrival", choices=["poisson", "constant", "gamma"], default="poisson", help="process")
+    arrivals = ["poisson", "constant", "gamma", "trace"]
+    add("--arrival", choices=arrivals, default="poisson", help="process of the arrivals")
     add("--gamma-shape", type=float, default=1.0, help="below 1: burstier than Poisson")
     add("--seed", type=int, default=1, help="of the arrivals")
-    add("--prompt-tokens", type=int, default=64, help="length of a prompt")
-    add("--output-tokens", type=int, default=16, help="length of an answer")
+    lengths = "a number, uniform:MIN:MAX, lognormal:MEDIAN:P95:MAX, or trace"
+    add("--prompt-tokens", default="64", help=f"length of a prompt: {lengths}")
+    add("--output-tokens", default="16", help=f"length of an answer: {lengths}")
+    add("--trace", default="", help="JSON lines: timestamp, input_length, output_length, hash_ids")
+    add("--trace-prefixes", action="store_true", help="equal hash_ids are equal text")
+    add("--shared-prefix-tokens", type=int, default=0, help="common start of the prompts")
+    add("--shared-prefixes", type=int, default=1, help="how many such starts there are")
+    add("--turns", type=int, default=1, help="of each conversation, with endpoint chat")
+    add("--think-s", type=float, default=5, help="least pause between two turns")
+    add("--models", default="", help="names with weights, LoRA adapters too: base=3,adapter=1")
     add("--ttft-p95-ms", type=float, default=500, help="SLO")
     add("--itl-p95-ms", type=float, default=200, help="SLO")
     add("--error-rate", type=float, default=0.0, help="SLO: share that may fail")
@@ -163,7 +172,7 @@ def _on_end(environment: Environment, path: str) -> Callable[[Exchange], None]:
 def _benchmark(environment: Environment, options: Any, workers: Workers | None) -> int:
     profile = _profile(environment.host, options)
     count = 1 if workers is None else workers.gather(options.expect_workers)
-    profile = profile.model_copy(update={"workers": count})
+    profile = profile.model_copy(update={"workers": count if count > 1 else None})
     fire: Any = environment.events.request.fire
 
     def on_row(row: Row) -> None:
@@ -213,16 +222,43 @@ def _profile(host: str | None, options: Any) -> Profile:
             "rates": [float(rate) for rate in options.rates.split(",")],
             "slo": {name: getattr(options, name) for name in LIMITS},
             **{name: getattr(options, name) for name in TRAFFIC},
+            **_traffic(options),
         }
-        profile = Profile.model_validate(given)
+        profile = with_trace(Profile.model_validate(given), Path.cwd(), "flags")
     except ValidationError as error:
         raise ProfileError(describe(error, "flags")) from None
     except ValueError as error:
-        raise ProfileError(f"--rates: {error}; write e.g. 1,2,4") from None
+        raise ProfileError(f"flags: {error}; write e.g. --rates 1,2,4") from None
     if options.model:
         return profile
     model = Engine(profile.base_url, profile.timeout_s).facts("").model
     return profile.model_copy(update={"model": model})
+
+
+def _traffic(options: Any) -> dict[str, Any]:
+    """The fields of a profile that one flag, or several, stand for in short. Raises ValueError."""
+    trace = {"path": options.trace, "prefixes": options.trace_prefixes}
+    shared = {"tokens": options.shared_prefix_tokens, "count": options.shared_prefixes}
+    weights = [one.partition("=") for one in options.models.split(",") if one]
+    return {
+        "prompt_tokens": _lengths(options.prompt_tokens),
+        "output_tokens": _lengths(options.output_tokens),
+        "trace": trace if options.trace else None,
+        "shared_prefix": shared if options.shared_prefix_tokens else None,
+        "conversations": {"turns": options.turns, "think_s": options.think_s}
+        if options.turns > 1
+        else None,
+        "models": {name: weight or 1 for name, _, weight in weights} or None,
+    }
+
+
+def _lengths(given: str) -> Any:
+    """64, uniform:8:64, lognormal:200:900:4000 or trace, as the profile has it."""
+    law, *numbers = given.split(":")
+    names = {"uniform": ("min", "max"), "lognormal": ("median", "p95", "max")}.get(law, ())
+    if names and len(names) == len(numbers):
+        return {law: {name: int(number) for name, number in zip(names, numbers, strict=True)}}
+    return int(given) if given.isdigit() else given
 
 
 def _say_error(options: Any, name: str, message: str, next_step: str) -> None:

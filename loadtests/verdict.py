@@ -9,7 +9,7 @@ from itertools import pairwise
 from loadtests.answer import Row
 from loadtests.engine import Sample
 from loadtests.profile import Profile, Slo
-from loadtests.result import Capacity, Quantiles, ServerLoad, Step, Verdict
+from loadtests.result import Capacity, ModelStep, Quantiles, ServerLoad, Step, Verdict
 
 Z = 1.645  # each bound alone is wrong in 5 % of cases
 LAG_FLOOR_MS = 5.0
@@ -111,11 +111,12 @@ def untrusted(window: Window, profile: Profile) -> str:
             f"{GENERATOR_CPU_MOST:.0%} allowed"
         )
     good = [row for row in rows if not row.error and row.usage]
-    wrong = [row for row in good if row.tokens_out != profile.output_tokens]
+    wrong = [row for row in good if row.tokens_out != row.tokens_asked]
     if len(wrong) > WRONG_LENGTH_MOST * len(rows):
         return (
-            f"{len(wrong)} of {len(rows)} answers don't have the {profile.output_tokens} tokens "
-            f"asked for, one has {wrong[0].tokens_out}: does the engine heed ignore_eos?"
+            f"{len(wrong)} of {len(rows)} answers don't have the tokens asked for, one has "
+            f"{wrong[0].tokens_out} and not {wrong[0].tokens_asked}: does the engine heed "
+            "ignore_eos?"
         )
     return ""
 
@@ -141,8 +142,9 @@ def achieved_rate(window: Window) -> float:
 def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str]) -> Step:
     """One step of the ladder from its valid windows, pooled.
 
-    Where there is none, pass the last invalid one: its step is invalid, for the last reason in
-    `discarded`.
+    Of several models each must not fail for itself, though its part may be too small for a pass.
+    Where there is no valid window, pass the last invalid one: its step is invalid, for the last
+    reason in `discarded`.
     """
     rows = [row for window in windows for row in window.measured]
     slo, rate = profile.slo, windows[0].rate
@@ -150,17 +152,24 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
     low, high = wilson(met, len(rows))
     seconds = sum(window.seconds for window in windows)
     misses = Counter(row.error for row in rows if row.error)
+    models = {
+        name: _judge_model([row for row in rows if row.model == name], slo)
+        for name in sorted({row.model for row in rows} if profile.models else ())
+    }
     ttft = quantiles([row.ttft_ms for row in rows])
     reason = untrusted(windows[-1], profile)
     verdict: Verdict
     if reason:
         verdict = "invalid"
     else:
-        verdict, reason = _decide(rows, misses, slo)
+        verdict, reason = _decide(rows, slo)
         growth = _growth_ms(windows[-1])
         if verdict == "pass" and growth > SLOPE_SHARE_OF_TTFT * slo.ttft_p95_ms:
             verdict = "inconclusive"
             reason = f"not steady: TTFT grew by {growth:.0f} ms over the window; load longer"
+        missed = [f"{name}: {m.reason}" for name, m in models.items() if m.verdict == "fail"]
+        if verdict == "pass" and missed:
+            verdict, reason = "fail", "; ".join(missed)
     chunk_gaps = [gap for row in rows for gap in row.chunk_gaps_ms]
     chunks = sum(row.chunks for row in rows)
     return Step(
@@ -191,10 +200,29 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
         discarded=tuple(discarded),
         verdict=verdict,
         reason=reason,
+        models=models,
     )
 
 
-def _decide(rows: Sequence[Row], misses: Counter[str], slo: Slo) -> tuple[Verdict, str]:
+def _judge_model(rows: Sequence[Row], slo: Slo) -> ModelStep:
+    met = sum(meets(row, slo) for row in rows)
+    low, high = wilson(met, len(rows))
+    verdict, reason = _decide(rows, slo)
+    return ModelStep(
+        scheduled=len(rows),
+        failed=sum(row.error is not None for row in rows),
+        ttft_ms=quantiles([row.ttft_ms for row in rows]),
+        itl_ms=quantiles([gap for row in rows for gap in row.token_gaps_ms]),
+        attainment=round(met / len(rows), 4),
+        attainment_low=round(low, 4),
+        attainment_high=round(high, 4),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _decide(rows: Sequence[Row], slo: Slo) -> tuple[Verdict, str]:
+    misses = Counter(row.error for row in rows if row.error)
     met, scheduled, failed = sum(meets(row, slo) for row in rows), len(rows), misses.total()
     low, high = wilson(met, scheduled)
     share = f"{met} of {scheduled} requests met the SLO ({met / scheduled:.1%})"
@@ -292,6 +320,13 @@ def prefix_hits(first: Sample, last: Sample, template_tokens: float, requests: i
             "another client uses the same engine, or prompts repeat"
         )
     return ""
+
+
+def hit_share(first: Sample, last: Sample) -> float | None:
+    """Share of the prompt tokens that the engine's prefix cache had; None if it doesn't say."""
+    asked = last["prefix_cache_queries_total"] - first["prefix_cache_queries_total"]
+    hits = last["prefix_cache_hits_total"] - first["prefix_cache_hits_total"]
+    return round(hits / asked, 4) if asked > 0 else None
 
 
 def restarted(samples: Sequence[Sample]) -> bool:

@@ -17,6 +17,7 @@ from assets.ttft_benchmark import (
     verdict,
     write_report,
 )
+from catalog.lengths import Lengths
 from catalog.load import catalog
 from catalog.model import Slo, Traffic
 from k8s.gpus import Gpu
@@ -34,7 +35,7 @@ SMOKE = SmokeReport(
 )
 
 SLO = Slo(ttft_p95_ms=500, itl_p95_ms=200, required_rate=4)
-TRAFFIC = Traffic(prompt_tokens=64, output_tokens=16, rates=(4, 12))
+TRAFFIC = Traffic(prompt_tokens=Lengths(fixed=64), output_tokens=Lengths(fixed=16), rates=(4, 12))
 
 
 def release(model: str = "smollm2-135m", **changes: Any) -> Release:

@@ -34,14 +34,14 @@ USAGE_2 = event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": 2})
 
 def read(*events: bytes, end: bool = True, head: bytes = HEAD) -> Row:
     """The row of a stream whose events came at 10, 20, … ms after the scheduled time 0."""
-    exchange = Exchange(0, 0, "measure", sent=0, connected=0)
+    exchange = Exchange(0, 0, "measure", "m", sent=0, connected=0)
     exchange.response.feed(5 * MS, head)
     for number, data in enumerate(events, 1):
         exchange.response.feed(number * 10 * MS, chunked(data))
     if end:
         exchange.response.feed(10_000 * MS, b"0\r\n\r\n")
     exchange.end = 10_000 * MS
-    return read_answer(exchange, 4.0, 0, "m")
+    return read_answer(exchange, 4.0, 0)
 
 
 def test_completions_stream() -> None:
@@ -137,7 +137,7 @@ def test_cut_off_in_the_stream() -> None:
 
 
 def test_cut_off_before_a_response() -> None:
-    assert read_answer(Exchange(0, 0, "measure"), 1.0, 0, "m").error == "closed_early"
+    assert read_answer(Exchange(0, 0, "measure", "m"), 1.0, 0).error == "closed_early"
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
@@ -173,9 +173,9 @@ def test_invalid_utf8_is_no_crash() -> None:
 
 
 def test_a_transport_failure_wins() -> None:
-    exchange = Exchange(0, 0, "measure", failure="timeout", detail="no end within 1 s")
+    exchange = Exchange(0, 0, "measure", "m", failure="timeout", detail="no end within 1 s")
     exchange.response.feed(1, HEAD + chunked(text("a", 1)))
-    row = read_answer(exchange, 1.0, 0, "m")
+    row = read_answer(exchange, 1.0, 0)
     assert (row.error, row.detail) == ("timeout", "no end within 1 s")
 
 

@@ -198,6 +198,57 @@ def test_locust_alone(tmp_path: Path, extra: list[str]) -> None:
     assert "at 40 req/s" in table
 
 
+def test_a_trace_with_its_prefixes(tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 100 * i, "input_length": 520 + i, "output_length": 3 + i % 4}
+        | {"hash_ids": [i % 2, 10 + i]}
+        for i in range(20)
+    ]
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"arrival": "trace", "prompt_tokens": "trace", "output_tokens": "trace"}
+    with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
+        profile = write_profile(
+            tmp_path, engine.url, **fields, trace={"path": "trace.jsonl", "prefixes": True}
+        )
+        status, events, out = benchmark(profile)
+    # A cache that answers is what was asked for here.
+    assert status == 0, events
+    result = load_result(out / "result.json")
+    assert result.server["prefix_share_asked"] == pytest.approx(0.95, abs=0.05)
+    assert result.profile.trace is not None
+    assert result.profile.trace.path == str(tmp_path / "trace.jsonl")
+    packed = gzip.decompress((out / "rows.jsonl.gz").read_bytes()).splitlines()
+    first = [row for row in map(json.loads, packed) if row["row"] == "request"][:20]
+    assert [row["tokens_in"] for row in first] == [row["input_length"] for row in rows]
+    assert [row["tokens_out"] for row in first] == [row["output_length"] for row in rows]
+
+
+def test_traffic_by_flags(tmp_path: Path) -> None:
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless"]
+    arguments += ["--rates", "40", "--required-rate", "40", "--step-seconds", "1"]
+    arguments += ["--warmup-seconds", "1", "--ttft-p95-ms", "5000", "--itl-p95-ms", "2000"]
+    arguments += ["--endpoint", "chat", "--turns", "2", "--think-s", "0.5"]
+    arguments += ["--prompt-tokens", "lognormal:50:120:200", "--output-tokens", "uniform:2:9"]
+    arguments += ["--shared-prefix-tokens", "32", "--models", "m=2"]
+    with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
+        ran = run_program(*arguments, "--host", engine.url, "--out", str(tmp_path / "out"))
+        assert ran.returncode == 0, ran.stderr
+        wrong = run_program(*arguments, "--host", engine.url, "--output-tokens", "normal:3:4")
+        away = run_program(*arguments, "--host", engine.url, "--models", "m=2,adapter=1")
+    profile = load_result(tmp_path / "out" / "result.json").profile
+    assert profile.prompt_tokens.model_dump() == {
+        "lognormal": {"median": 50, "p95": 120, "max": 200}
+    }
+    assert profile.output_tokens.model_dump() == {"uniform": {"min": 2, "max": 9}}
+    assert profile.models == {"m": 2}
+    assert profile.conversations is not None
+    assert wrong.returncode == 2
+    assert "ProfileError: flags: output_tokens: must be a number, uniform" in wrong.stderr
+    assert away.returncode == 3
+    assert "WrongModel" in away.stderr
+    assert "serves m, not 'adapter'" in away.stderr
+
+
 def test_what_assets_import_patches_nothing() -> None:
     code = (
         "import loadtests.picture, loadtests.report, loadtests.result, loadtests.verdict, sys\n"
