@@ -11,6 +11,7 @@ from loadtests.response import Response
 Phase = Literal["warmup", "measure"]
 # The engine gave up on an answer whose stream is otherwise whole.
 GIVEN_UP = {"abort", "error"}
+MOST_TOKENS = 1_000_000  # of one answer; a `usage` beyond is no count
 # The fields of a row that are points in time.
 _TIMES = (
     *("scheduled", "sent", "connected", "first_byte", "first_role"),
@@ -167,7 +168,7 @@ def read_answer(exchange: Exchange, rate: float, repeat: int) -> Row:
 
 
 def _is_stream(response: Response) -> bool:
-    return response.headers.get("content-type", "").startswith("text/event-stream")
+    return response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
 def _judge(exchange: Exchange, stream: "_Stream") -> tuple[str | None, str]:
@@ -210,6 +211,11 @@ def _lines(pieces: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         yield pieces[-1][0], rest.rstrip(b"\r")
 
 
+def _tokens(count: Any, before: int | None) -> int | None:
+    """A count as `usage` has it, or the one before where it is none."""
+    return count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else before
+
+
 class _Stream:
     """Server-sent events of vLLM's two streaming endpoints."""
 
@@ -236,15 +242,14 @@ class _Stream:
             return
         try:
             event = json.loads(data.decode("utf-8", "replace"))
-        except ValueError:
-            self.bad_json = self.bad_json or data[:100].decode("utf-8", "replace")
-            return
-        if isinstance(event, dict):
             self._event(time_ns, event)
+        except (ValueError, RecursionError, AttributeError, TypeError):
+            # No JSON, or none of the shape that the API has: whatever it is, it is no answer.
+            self.bad_json = self.bad_json or data[:100].decode("utf-8", "replace")
 
     def _event(self, time_ns: int, event: dict[str, Any]) -> None:
-        if event.get("error"):
-            self.error = self.error or json.dumps(event["error"])
+        if event.get("error") or event.get("object") == "error":
+            self.error = self.error or json.dumps(event.get("error") or event)
             return
         answered = event.get("model")
         if answered and answered != self.model:
@@ -252,8 +257,8 @@ class _Stream:
         before = self.tokens_out or 0
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self.tokens_in = usage.get("prompt_tokens", self.tokens_in)
-            self.tokens_out = usage.get("completion_tokens", self.tokens_out)
+            self.tokens_in = _tokens(usage.get("prompt_tokens"), self.tokens_in)
+            self.tokens_out = _tokens(usage.get("completion_tokens"), self.tokens_out)
         choices = event.get("choices") or []
         text = False
         for choice in choices:
@@ -264,7 +269,7 @@ class _Stream:
             self.chunks.append((time_ns, self.tokens_out))
 
     def _choice(self, time_ns: int, choice: dict[str, Any]) -> bool:
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self.finish_reason = str(choice.get("finish_reason") or "") or self.finish_reason
         delta = choice.get("delta") or {}
         if "role" in delta and self.first_role is None:
             self.first_role = time_ns

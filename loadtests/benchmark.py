@@ -87,9 +87,13 @@ def run(
             steps.append(judge([error.window], profile, [lost]))
         if not steps:
             raise
-    after = reading()
+    gone = ""
+    try:
+        after = reading()
+    except LoadTestError as error:  # the requests that it left unanswered are counted
+        after, gone = [before, *generator.samples][-1], str(error)
 
-    spoiled = lost
+    spoiled = lost or ("" if any(step.verdict == "fail" for step in steps) else gone)
     if not spoiled and not profile.shares_prefixes:
         spoiled = prefix_hits(before, after, generator.tokens.template, len(rows))
     if restarted([before, *generator.samples, after]):

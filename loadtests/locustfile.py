@@ -155,7 +155,8 @@ def _on_end(environment: Environment, path: str) -> Callable[[Exchange], None]:
         # Cheap, while load runs; what the bytes mean is read when the window is over.
         failure = exchange.failure
         if failure is None and exchange.response.status != 200:
-            failure = f"http_{exchange.response.status}"
+            status = exchange.response.status
+            failure = "closed_early" if status is None else f"http_{status}"
         end = exchange.end or exchange.scheduled
         fire(
             request_type="POST",

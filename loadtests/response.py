@@ -69,7 +69,7 @@ class Response:
             return b""
         lines = head.decode("latin-1").split("\r\n")
         version, _, status = lines[0].partition(" ")
-        if not version.startswith("HTTP/1.") or not status[:3].isdigit():
+        if not version.startswith("HTTP/1.") or not status[:3].isdecimal():
             raise BadResponse(f"starts with {lines[0][:60]!r}")
         self.status, self._rest = int(status[:3]), b""
         for line in lines[1:]:
@@ -78,9 +78,10 @@ class Response:
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             self._chunked = True
         elif "content-length" in self.headers:
-            if not self.headers["content-length"].isdigit():
-                raise BadResponse(f"content-length is {self.headers['content-length'][:60]!r}")
-            self._left = int(self.headers["content-length"])
+            length = self.headers["content-length"]
+            if not length.isdecimal() or len(length) > 18:  # "²" is a digit, and no number
+                raise BadResponse(f"content-length is {length[:60]!r}")
+            self._left = int(length)
         else:
             self._left = None
         return body

@@ -110,13 +110,13 @@ def untrusted(window: Window, profile: Profile) -> str:
             f"the generator used {window.cpu:.0%} of its core, at most "
             f"{GENERATOR_CPU_MOST:.0%} allowed"
         )
-    good = [row for row in rows if not row.error and row.usage]
-    wrong = [row for row in good if row.tokens_out != row.tokens_asked]
+    # Without `usage` each chunk counts as a token.
+    wrong = [row for row in rows if not row.error and row.tokens_out != row.tokens_asked]
     if len(wrong) > WRONG_LENGTH_MOST * len(rows):
         return (
             f"{len(wrong)} of {len(rows)} answers don't have the tokens asked for, one has "
-            f"{wrong[0].tokens_out} and not {wrong[0].tokens_asked}: does the engine heed "
-            "ignore_eos?"
+            f"{wrong[0].tokens_out} {'tokens' if wrong[0].usage else 'chunks, without usage,'} "
+            f"and not {wrong[0].tokens_asked}: does the engine heed ignore_eos?"
         )
     return ""
 

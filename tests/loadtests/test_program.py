@@ -139,6 +139,28 @@ def test_faults_are_misses_and_nothing_is_sent_twice(tmp_path: Path) -> None:
     assert step.scheduled == sent == 160
 
 
+def test_an_engine_that_dies_under_load(tmp_path: Path) -> None:
+    """All that was scheduled is counted, and what could be measured is kept."""
+    slo = {**SLO, "ttft_p95_ms": 15_000}  # a lag of 2 % of it would end the window early
+    with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
+        profile = write_profile(tmp_path, engine.url, step_seconds=3, slo=slo)
+        out = tmp_path / "out"
+        command = ["-m", "loadtests", "--profile", str(profile), "--out", str(out)]
+        with subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as program:
+            wait_for(lambda: metric(engine.url, "vllm:simulated_posts_total") > 30, 30)
+            engine.process.kill()
+            printed, _ = program.communicate(timeout=60)
+    assert program.returncode == 1, printed
+    result = load_result(out / "result.json")
+    step = result.steps[0]
+    assert step.scheduled == 120
+    assert set(step.misses) <= {"connect", "closed_early", "reset"}
+    assert step.misses["connect"] > 0
+    assert 0 < step.failed < 120
+
+
 def test_server_that_is_away(tmp_path: Path) -> None:
     status, events, _ = benchmark(write_profile(tmp_path, "http://127.0.0.1:9"))
     assert status == 3
