@@ -162,13 +162,18 @@ class Generator:
         self, plan: Sequence[Planned], rate: float, repeat: int
     ) -> list[tuple[Exchange, bytes]]:
         """The requests of a plan, ready to send; `scheduled` counts from the window's start."""
-        ready = [
-            (
-                Exchange(one.number, one.at_ns, one.phase, one.model, one.output_tokens, one.turn),
-                self._request(one, f"{rate:g}-{repeat}-{one.number}"),
+        ready = []
+        for one in plan:
+            ready.append(
+                (
+                    Exchange(
+                        one.number, one.at_ns, one.phase, one.model, one.output_tokens, one.turn
+                    ),
+                    self._request(one, f"{rate:g}-{repeat}-{one.number}"),
+                )
             )
-            for one in plan
-        ]
+            if len(ready) % 100 == 0:
+                gevent.sleep(0)  # as a worker it must show that it lives
         gc.collect()  # now, when nothing waits for it
         return ready
 
@@ -211,7 +216,7 @@ class Generator:
         for exchange, _ in ready[: len(greenlets)]:
             rows.append(read_answer(exchange, rate, repeat))
             if len(rows) % 100 == 0:
-                gevent.sleep(0)  # reading takes seconds, and a worker must show that it lives
+                gevent.sleep(0)
         cpu = (cpu_1 - cpu_0) / max(1e-9, (wall_1 - wall_0) / 1e9)
         return Offered(start, end, tuple(rows), cpu)
 
