@@ -50,6 +50,15 @@ def load(
     return profile(of or release(), rollout, SMOKE, shared_gpus=shared_gpus)
 
 
+def test_lengths_and_workers_reach_the_profile() -> None:
+    lengths = Lengths.model_validate({"lognormal": {"median": 50, "p95": 200, "max": 900}})
+    traffic = TRAFFIC.model_copy(update={"prompt_tokens": lengths, "workers": 4})
+    found = load(release(traffic=traffic))
+    assert (found.prompt_tokens, found.output_tokens.fixed, found.workers) == (lengths, 16, 4)
+    # One process is no field of a profile: those that were recorded before must be equal.
+    assert "workers" not in load().model_dump(exclude_none=True)
+
+
 def step(rate: float, verdict: Verdict, ttft_p95: float | None) -> Step:
     quantiles = Quantiles(p50=100.0, p95=ttft_p95, p99=ttft_p95)
     return Step(

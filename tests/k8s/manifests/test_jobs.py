@@ -1,0 +1,18 @@
+"""What the Jobs ask of a node."""
+
+import pytest
+
+from k8s import manifests
+from k8s.manifests.release import Obj
+from tests.k8s.manifests.rendered import pairs, release
+
+
+@pytest.mark.parametrize(("workers", "cpu", "memory"), [(1, "500m", "512Mi"), (4, "4", "2048Mi")])
+def test_each_worker_of_the_benchmark_gets_a_core(workers: int, cpu: str, memory: str) -> None:
+    model, cluster = pairs()[0]
+    traffic = model.traffic.model_copy(update={"workers": workers})
+    candidate = release(model.model_copy(update={"traffic": traffic}), cluster)
+    job: Obj = manifests.benchmark_job(candidate, "{}", deadline_s=600)[1]
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"] == {"cpu": cpu, "memory": memory}
+    assert "cpu" not in container["resources"]["limits"]
