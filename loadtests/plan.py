@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from catalog.lengths import Lengths
+from catalog.trace import Recorded, read_trace
 from loadtests.answer import Phase
 from loadtests.arrivals import draw, even, replay
 from loadtests.ladder import requests_of_step
 from loadtests.profile import Profile
-from loadtests.trace import Recorded, read_trace
 
 # Of texts that can be told apart by their first three words (prompts.py).
 KEYS = 256**3

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from catalog.lengths import Lengths
-from loadtests.trace import TraceError, read_trace
+from catalog.trace import TraceError, read_trace
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -176,28 +176,29 @@ class Workers:
         """Until `take` has said of each worker that it is done, or it is lost: says why."""
         waiting = set(shares)
         deadline = time.monotonic() + seconds
-        lost = ""
+        lost: list[str] = []
+
+        def give_up(worker: str, why: str) -> None:
+            waiting.discard(worker)
+            lost.append(f"{shares[worker].name} {why}")
+
         while waiting:
-            gone = ""
             try:
                 worker, reply = self._inbox.get(timeout=0.2)
             except Empty:
-                worker = next((w for w in shares if w in waiting and not self._lives(w)), "")
-                gone = "died, or its connection did"
-                if not worker and time.monotonic() > deadline:
-                    worker, gone = min(waiting), f"is late: no {kind} after {seconds:.0f} s"
-                if not worker:
-                    continue
-            else:
-                if worker not in waiting or reply.get("round") != self._round:
-                    continue
-                if reply["re"] == "error":
-                    gone = f"failed: {reply['message']}"
-            if gone:
-                lost = lost or f"{shares[worker].name} {gone}"
-            if gone or (reply["re"] == kind and take(worker, reply)):
+                for worker in sorted(waiting):
+                    if not self._lives(worker):
+                        give_up(worker, "died, or its connection did")
+                    elif time.monotonic() > deadline:
+                        give_up(worker, f"is late: no {kind} after {seconds:.0f} s")
+                continue
+            if worker not in waiting or reply.get("round") != self._round:
+                continue  # of a window before
+            if reply["re"] == "error":
+                give_up(worker, f"failed: {reply['message']}")
+            elif reply["re"] == kind and take(worker, reply):
                 waiting.discard(worker)
-        return lost
+        return "; ".join(lost)
 
     @property
     def alive(self) -> bool:

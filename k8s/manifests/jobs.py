@@ -100,15 +100,19 @@ def download_job(
     return job
 
 
-def benchmark_job(release: Release, profile_json: str, *, deadline_s: int) -> tuple[Obj, Obj]:
+def benchmark_job(
+    release: Release, profile_json: str, trace: str = "", *, deadline_s: int
+) -> tuple[Obj, Obj]:
     """The ConfigMap with the load profile, and the Job that runs it within `deadline_s`.
+
+    `trace`: the content of the trace that the profile names as trace.jsonl, if it names one.
 
     It asks the candidate's Pod directly: a proxy would falsify the times. No CPU limit: throttling
     would too. Several workers are asked for because one core is too little: each gets one.
     """
     model, cluster = release.model, release.cluster
     workers = model.traffic.workers
-    config = {"profile.json": profile_json}
+    config = {"profile.json": profile_json} | ({"trace.jsonl": trace} if trace else {})
     name = f"{model.object_name}-benchmark-{content_hash({'data': config, 'of': release.name})}"
     profile: Obj = {
         "apiVersion": "v1",

@@ -19,7 +19,7 @@ from assets.ttft_benchmark import (
 )
 from catalog.lengths import Lengths
 from catalog.load import catalog
-from catalog.model import Slo, Traffic
+from catalog.model import Slo, Trace, Traffic
 from k8s.gpus import Gpu
 from k8s.manifests import Release
 from k8s.records import PromotionRecord
@@ -55,6 +55,12 @@ def test_lengths_and_workers_reach_the_profile() -> None:
     traffic = TRAFFIC.model_copy(update={"prompt_tokens": lengths, "workers": 4})
     found = load(release(traffic=traffic))
     assert (found.prompt_tokens, found.output_tokens.fixed, found.workers) == (lengths, 16, 4)
+    traced = TRAFFIC.model_copy(
+        update={"arrival": "trace", "trace": Trace(path="chat.jsonl", block_tokens=16)}
+    )
+    trace = load(release(traffic=traced)).trace
+    assert trace is not None
+    assert (trace.path, trace.block_tokens) == ("trace.jsonl", 16)
     # One process is no field of a profile: those that were recorded before must be equal.
     assert "workers" not in load().model_dump(exclude_none=True)
 

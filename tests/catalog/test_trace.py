@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.trace import Recorded, TraceError, read_trace
+from catalog.trace import Recorded, TraceError, read_trace
 
 MOONCAKE = {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}
 COUNTED = {"arrival_s": 1.5, "prompt_tokens": 30, "output_tokens": 7}
