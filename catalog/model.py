@@ -88,7 +88,7 @@ class Traffic(Spec):
     warmup_seconds: PositiveFloat = 10.0
     timeout_seconds: PositiveFloat = 60.0
     seed: int = 1
-    # Processes that send it, where it is more than one core can: over a thousand req/s.
+    # Processes that send it, where it is more than one core can.
     workers: Annotated[int, Field(ge=1, le=64)] = 1
 
     @field_validator("prompt_tokens")
