@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from loadtests.response import Response
+from loadtests.response import BadResponse, Response
 
 Phase = Literal["warmup", "measure"]
 # The engine gave up on an answer whose stream is otherwise whole.
@@ -132,10 +132,16 @@ def read_answer(exchange: Exchange, rate: float, repeat: int) -> Row:
     """The row of an exchange, whatever the server sent. Never raises."""
     response = exchange.response
     stream = _Stream(exchange.model)
+    pieces: list[tuple[int, bytes]] = []
+    try:
+        pieces = response.pieces
+    except BadResponse as bad:
+        if exchange.failure is None:
+            exchange.failure, exchange.detail = "bad_http", str(bad)
     if response.status == 200 and _is_stream(response):
-        for time_ns, line in _lines(response.pieces):
+        for time_ns, line in _lines(pieces):
             stream.take(time_ns, line)
-    error, detail = _judge(exchange, stream)
+    error, detail = _judge(exchange, stream, pieces)
     tokens = stream.tokens_by_chunk()
     return Row(
         rate=rate,
@@ -171,10 +177,12 @@ def _is_stream(response: Response) -> bool:
     return response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-def _judge(exchange: Exchange, stream: "_Stream") -> tuple[str | None, str]:
+def _judge(
+    exchange: Exchange, stream: "_Stream", pieces: list[tuple[int, bytes]]
+) -> tuple[str | None, str]:
     """The kind of miss and its detail; the cause that lies nearest to the wire wins."""
     response = exchange.response
-    body = b"".join(piece for _, piece in response.pieces)[:200].decode("utf-8", "replace")
+    body = b"".join(piece for _, piece in pieces)[:200].decode("utf-8", "replace")
     if exchange.failure:
         return exchange.failure, exchange.detail
     if response.status is None:

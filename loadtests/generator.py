@@ -1,4 +1,4 @@
-"""Offers load: open loop, one greenlet an arrival, the clock read before anything is parsed.
+"""Offers load: open loop, at times drawn before, the clock read before anything is parsed.
 
 Runs under gevent, in the Locust process.
 """
@@ -14,23 +14,21 @@ from itertools import cycle
 from typing import Any
 
 import gevent
-from gevent import Greenlet, socket
+from gevent import socket
 
 from loadtests.answer import Exchange, Row, read_answer
 from loadtests.clock import Alarm
+from loadtests.connections import Connections
 from loadtests.engine import Engine, LoadTestError, Sample, parse_metrics
 from loadtests.ladder import window_ns
 from loadtests.plan import Planned, Planner, Text
 from loadtests.profile import Profile
 from loadtests.prompts import Tokens, calibrated, text
-from loadtests.response import BadResponse
 from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SAMPLE_SECONDS = 0.5
 START_NS = 20_000_000  # from now to the start of a window
-# vLLM closes a connection that was idle for 5 s; never be the one who finds out.
-IDLE_SECONDS = 1.0
 CALIBRATION_WORDS = 8
 
 
@@ -61,7 +59,7 @@ Offer = Callable[["Generator", Sequence[Planned], float, int], Offered]
 
 
 class Generator:
-    """Load for one engine. `on_end` is called in the request's greenlet when it has ended."""
+    """Load for one engine. `on_end` is called for each request that has ended."""
 
     def __init__(
         self,
@@ -90,10 +88,8 @@ class Generator:
             ) from None
         self.family, self.address = found[0][0], found[0][4]
         self._on_end = on_end
-        self._idle: list[tuple[float, Any]] = []
         self._readings: list[tuple[int, bytes]] = []
         self._late_ns = int(most_lag_ms(profile.slo) * 1e6)
-        self._late = 0
 
     @cached_property
     def planner(self) -> Planner:
@@ -191,8 +187,8 @@ class Generator:
             exchange.scheduled += start
         measured = sum(exchange.phase == "measure" for exchange, _ in ready)
         end = start + window_ns(rate, self.profile)
-        hopeless, self._late = late_sends_that_spoil(measured), 0
-        greenlets: list[Greenlet] = []
+        hopeless, late, sent = late_sends_that_spoil(measured), 0, 0
+        connections = Connections(self.family, self.address, self.profile.timeout_s, self._on_end)
         alarm = Alarm()
         cpu_at: list[tuple[int, float]] = []
         try:
@@ -200,20 +196,23 @@ class Generator:
                 if exchange.phase == "measure" and not cpu_at:
                     cpu_at.append((time.perf_counter_ns(), time.process_time()))
                 alarm.wait_until(exchange.scheduled)
-                if self._late >= hopeless:
+                if late >= hopeless:
                     end = exchange.scheduled
                     break
-                greenlets.append(gevent.spawn(self._send, exchange, request))
+                connections.send(exchange, request)
+                sent += 1
+                if exchange.phase == "measure" and _lag(exchange) > self._late_ns:
+                    late += 1
             alarm.wait_until(end)
             cpu_at.append((time.perf_counter_ns(), time.process_time()))
-            gevent.joinall(greenlets)
+            connections.wait()
         finally:
-            gevent.killall(greenlets)
+            connections.close()
             alarm.close()
             gc.enable()
         (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at[0], cpu_at[-1]
         rows = []
-        for exchange, _ in ready[: len(greenlets)]:
+        for exchange, _ in ready[:sent]:
             rows.append(read_answer(exchange, rate, repeat))
             if len(rows) % 100 == 0:
                 gevent.sleep(0)
@@ -264,58 +263,6 @@ class Generator:
             for message in one.messages
         ]
 
-    def _send(self, exchange: Exchange, request: bytes) -> None:
-        """One request, sent once, whatever happens: a retry would hide a failure."""
-        connection = None
-        stage = "connect"
-        try:
-            with gevent.Timeout(self.profile.timeout_s, TimeoutError):
-                exchange.sent = now = time.perf_counter_ns()
-                if exchange.phase == "measure" and now - exchange.scheduled > self._late_ns:
-                    self._late += 1
-                connection = self._connection(exchange)
-                stage = "reset"
-                connection.sendall(request)
-                feed, receive = exchange.response.feed, connection.recv
-                while True:
-                    data = receive(65536)
-                    now = time.perf_counter_ns()
-                    if not data or feed(now, data):
-                        break
-        except TimeoutError:
-            exchange.failure = "timeout"
-            exchange.detail = f"no end within {self.profile.timeout_s:g} s ({stage})"
-        except BadResponse as error:
-            exchange.failure, exchange.detail = "bad_http", str(error)
-        except OSError as error:
-            exchange.failure, exchange.detail = stage, str(error)
-        exchange.end = time.perf_counter_ns()
-        if connection is not None:
-            if exchange.failure is None and exchange.response.keeps_alive:
-                self._idle.append((time.monotonic(), connection))
-            else:
-                connection.close()
-        self._on_end(exchange)
-
-    def _connection(self, exchange: Exchange) -> Any:
-        """An idle connection, if there is a fresh one, else a new one."""
-        while self._idle:
-            since, connection = self._idle.pop()
-            if time.monotonic() - since < IDLE_SECONDS and _is_open(connection):
-                exchange.reused = True
-                exchange.connected = exchange.sent
-                return connection
-            connection.close()
-        connection = socket.socket(self.family, socket.SOCK_STREAM)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.connect(self.address)
-        except BaseException:
-            connection.close()
-            raise
-        exchange.connected = time.perf_counter_ns()
-        return connection
-
     def _sample(self) -> None:
         """Reads /metrics every half second, over a connection of its own; parsed later."""
         engine = Engine(self.engine.base_url, self.profile.timeout_s)
@@ -337,12 +284,5 @@ class Generator:
         return samples
 
 
-def _is_open(connection: Any) -> bool:
-    """Whether an idle connection has neither been closed by the server nor anything to read."""
-    try:
-        connection._sock.recv(1, socket.MSG_PEEK)  # gevent's own recv would wait
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+def _lag(exchange: Exchange) -> int:
+    return (exchange.sent or 0) - exchange.scheduled
