@@ -7,7 +7,7 @@ complete tokens; that moment, in the server's log, is the truth that the tools a
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -128,9 +128,10 @@ def _stream(
         at = first_ms / 2 if scenario.first == "role" else first_ms
         parts.append(Part(_ns(at), _event({"role": "assistant", "content": ""}, chat, 0, None)))
     due, done = first_ms, 0
-    frame: Callable[[dict[str, Any], int], bytes] = lambda delta, tokens: _event(
-        delta, chat, tokens if running_usage else None, _finish(tokens)
-    )
+
+    def frame(delta: dict[str, Any], tokens: int) -> bytes:
+        return _event(delta, chat, tokens if running_usage else None, _finish(tokens))
+
     for chunk, gap in enumerate([0.0, *gaps_ms]):
         due += gap
         if failing and chunk == len(gaps_ms) // 2:

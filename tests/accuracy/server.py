@@ -9,6 +9,7 @@ had come, when each of its tokens was written, and how late against the schedule
 
 import argparse
 import collections
+import contextlib
 import ctypes
 import gc
 import heapq
@@ -229,10 +230,8 @@ def main() -> None:
     server = Server(SCENARIOS[options.scenario])
     gc.disable()
     print(server.port, flush=True)
-    try:
+    with contextlib.suppress(_Stop):
         server.run()
-    except _Stop:
-        pass
     cpu = time.process_time()
     with options.log.open("w") as log:
         json.dump(
