@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tests.accuracy.measure import CLIENT_CORE, ROOT, MeasureError, Run, measure
+from tests.accuracy.measure import CLIENT_CORE, ROOT, MeasureError, Run, measure, real_time
 from tests.accuracy.picture import picture
 from tests.accuracy.scenarios import SCENARIOS
 from tests.accuracy.score import poisson_p, quantiles
@@ -59,7 +59,12 @@ def main() -> int:
     for tool in TOOLS:
         if tool not in found:
             print(f"{tool} isn't installed and not compared (make accuracy-peers)")
-    versions = {**found, "python": platform.python_version(), "kernel": platform.release()}
+    versions = {
+        **found,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "scheduling": "real-time" if real_time() else "as others",
+    }
     rates = [float(rate) for rate in options.rates.split(",")]
     scenarios = options.scenarios.split(",")
     rows: list[Row] = []
@@ -104,7 +109,7 @@ def _row(
     rate: float,
     repeat: int,
     seconds: float,
-    beside: Callable[[int], None] = lambda pid: None,
+    beside: Callable[[int], None] | None = None,
     named: str = "",
 ) -> Row:
     started = time.monotonic()
@@ -155,10 +160,10 @@ def _planted() -> Iterator[Row]:
     for number in range(PLANTED):
         kind = ("hog", "pauses", "saturated")[number % 3]
         scenario, rate, seconds = "fixed", 300.0, 5.0
-        beside = _hogs if kind == "hog" else _pauses
+        beside: Callable[[int], None] | None = _hogs if kind == "hog" else _pauses
         if kind == "saturated":
             # Refusals cost the server a quarter of what a request costs the client.
-            scenario, rate, beside = "queue", 15000.0, lambda pid: None
+            scenario, rate, beside = "queue", 15000.0, None
         yield _row(OURS, scenario, rate, number, seconds, beside, named=f"planted_{kind}")
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from lab import model
@@ -19,6 +20,7 @@ from tests.accuracy.tools import OURS, TOOLS, Load, environment, said
 
 ROOT = Path(__file__).parents[2]
 CLIENT_CORE, SERVER_CORE = "0", "1"
+PRIORITY = "10"
 RUN_SECONDS = 240.0
 
 
@@ -44,11 +46,11 @@ def measure(
     rate: float,
     seconds: float,
     seed: int,
-    beside: Callable[[int], None] = lambda pid: None,
+    beside: Callable[[int], None] | None = None,
 ) -> Run:
     """Has `tool` offer `rate` for `seconds`, of which the first two don't count.
 
-    `beside` is called with the tool's process group once its load has begun. Raises MeasureError.
+    `beside` is called with the tool's process group and makes its life hard. Raises MeasureError.
     """
     with tempfile.TemporaryDirectory(prefix="accuracy-") as name:
         folder = Path(name)
@@ -84,14 +86,13 @@ def _server(scenario: Scenario, log: Path, folder: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "tests.accuracy.server", "--scenario", scenario.name]
     with (folder / "server-errors").open("w") as errors:
         server = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *command, "--log", str(log)],
+            [*pinned(SERVER_CORE), *command, "--log", str(log)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,
         )
-    _prefer(server.pid)
     assert server.stdout
     try:
         line = server.stdout.readline()
@@ -104,11 +105,12 @@ def _server(scenario: Scenario, log: Path, folder: Path) -> Iterator[int]:
         server.stdout.close()
 
 
-def _run(tool: str, load: Load, beside: Callable[[int], None]) -> float:
+def _run(tool: str, load: Load, beside: Callable[[int], None] | None) -> float:
     """Runs the tool to its end; CPU seconds of it and its children."""
+    alone = beside is None
     with (load.folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            ["taskset", "-c", CLIENT_CORE, *TOOLS[tool].command(load)],
+            [*pinned(CLIENT_CORE, alone), *TOOLS[tool].command(load)],
             cwd=ROOT if tool == OURS else load.folder,
             env=environment(tool),
             stdin=subprocess.DEVNULL,
@@ -116,9 +118,9 @@ def _run(tool: str, load: Load, beside: Callable[[int], None]) -> float:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _prefer(process.pid)
     ends = time.monotonic() + RUN_SECONDS
-    beside(process.pid)
+    if beside:
+        beside(process.pid)
     while True:
         pid, _, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
@@ -131,9 +133,17 @@ def _run(tool: str, load: Load, beside: Callable[[int], None]) -> float:
         time.sleep(0.1)
 
 
-def _prefer(pid: int) -> None:
-    """Before what else runs on this machine, where that may be asked for: all tools alike."""
-    try:
-        Path(f"/proc/{pid}/autogroup").write_text("-20")
-    except OSError:
-        return
+@cache
+def real_time() -> bool:
+    """Whether this user may have programs run before all others."""
+    return subprocess.run(["chrt", "--rr", PRIORITY, "true"], capture_output=True).returncode == 0
+
+
+def pinned(core: str, alone: bool = True) -> list[str]:
+    """Prefix of a command that is to run on `core`; `alone`: before what else runs there.
+
+    The kernel lets other programs run for milliseconds before it wakes one. What is measured here
+    is the tools, so all of them and the server get real-time priority where that may be asked for.
+    """
+    command = ["taskset", "-c", core]
+    return [*command, "chrt", "--rr", PRIORITY] if alone and real_time() else command
