@@ -31,18 +31,26 @@ _BYTES = 65536
 class Connections:
     """All connections to one address.
 
-    `on_end` is called for each exchange that has ended, one at a time, in a greenlet that lets
-    the load go first.
+    `late_ns`: how late things may happen. `stood_still_ns`: for how long they would have happened
+    later than that, had any been due. `on_end` is called for each exchange that has ended, one at
+    a time, in a greenlet that lets the load go first.
     """
 
     def __init__(
-        self, family: int, address: Any, timeout_s: float, on_end: Callable[[Exchange], None]
+        self,
+        family: int,
+        address: Any,
+        timeout_s: float,
+        late_ns: int,
+        on_end: Callable[[Exchange], None],
     ) -> None:
         self.family, self.address = family, address
         self.idle: list[_Connection] = []
         self.ended: deque[Exchange] = deque()
+        self.stood_still_ns = 0
         self._sent: deque[tuple[Exchange, _Connection]] = deque()
         self._timeout_s = timeout_s
+        self._late_ns = late_ns
         self._on_end = on_end
         self._attendant = gevent.spawn(self._attend)
 
@@ -87,7 +95,10 @@ class Connections:
             while self.ended:
                 self._on_end(self.ended.popleft())
                 gevent.sleep(0)
+            due = time.perf_counter_ns() + int(LOOK_SECONDS * 1e9)
             gevent.sleep(LOOK_SECONDS)
+            late = time.perf_counter_ns() - due
+            self.stood_still_ns += max(0, late - self._late_ns)
 
     def _expire(self) -> None:
         """Ends what takes too long; the first sent are the first to do so."""

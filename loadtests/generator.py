@@ -24,7 +24,7 @@ from loadtests.ladder import window_ns
 from loadtests.plan import Planned, Planner, Text
 from loadtests.profile import Profile
 from loadtests.prompts import Tokens, calibrated, text
-from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms
+from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms, stood_still
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SAMPLE_SECONDS = 0.5
@@ -188,13 +188,16 @@ class Generator:
         measured = sum(exchange.phase == "measure" for exchange, _ in ready)
         end = start + window_ns(rate, self.profile)
         hopeless, late, sent = late_sends_that_spoil(measured), 0, 0
-        connections = Connections(self.family, self.address, self.profile.timeout_s, self._on_end)
+        connections = Connections(
+            self.family, self.address, self.profile.timeout_s, self._late_ns, self._on_end
+        )
         alarm = Alarm()
         cpu_at: list[tuple[int, float]] = []
         try:
             for exchange, request in ready:
                 if exchange.phase == "measure" and not cpu_at:
                     cpu_at.append((time.perf_counter_ns(), time.process_time()))
+                    connections.stood_still_ns = 0
                 alarm.wait_until(exchange.scheduled)
                 if late >= hopeless:
                     end = exchange.scheduled
@@ -217,7 +220,8 @@ class Generator:
             if len(rows) % 100 == 0:
                 gevent.sleep(0)
         cpu = (cpu_1 - cpu_0) / max(1e-9, (wall_1 - wall_0) / 1e9)
-        return Offered(start, end, tuple(rows), cpu)
+        still = stood_still(connections.stood_still_ns, wall_1 - wall_0)
+        return Offered(start, end, tuple(rows), cpu, still)
 
     def _body(self, model: str, messages: list[str]) -> dict[str, Any]:
         if self.profile.endpoint != "chat":

@@ -16,6 +16,7 @@ LAG_FLOOR_MS = 5.0
 LAG_SHARE_OF_TTFT = 0.02
 ACHIEVED_LEAST = 0.99
 GENERATOR_CPU_MOST = 0.80
+STOOD_STILL_MOST = 0.01
 PREFIX_HITS_MOST = 0.01
 WRONG_LENGTH_MOST = 0.01
 # A window that grows: significant slope, and a growth that matters beside the SLO.
@@ -124,6 +125,19 @@ def untrusted(window: Window, profile: Profile) -> str:
 def most_lag_ms(slo: Slo) -> float:
     """How late the generator may send, at the 99th percentile, in ms."""
     return max(LAG_FLOOR_MS, LAG_SHARE_OF_TTFT * slo.ttft_p95_ms)
+
+
+def stood_still(late_ns: int, of_ns: int) -> str:
+    """Why a generator that could do nothing for `late_ns` can't be trusted; empty if it can.
+
+    Sends alone don't tell: between them it may stand still while answers come.
+    """
+    if late_ns <= STOOD_STILL_MOST * of_ns:
+        return ""
+    return (
+        f"the generator stood still for {late_ns / 1e9:.2f} s of {of_ns / 1e9:.1f} s: it was "
+        "stopped, or its machine is busy"
+    )
 
 
 def late_sends_that_spoil(requests: int) -> int:

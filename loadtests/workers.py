@@ -55,6 +55,7 @@ class _Share:
     rows: list[Row] = field(default_factory=list)
     end: int = 0
     cpu: float = 0.0
+    problem: str = ""
 
 
 class Workers:
@@ -119,6 +120,7 @@ class Workers:
             index = self._ids.index(worker)
             share.rows += [Row.from_json(row, index, -share.ahead_ns) for row in reply["rows"]]
             share.end, share.cpu = reply["end"] - share.ahead_ns, reply["cpu"]
+            share.problem = reply["problem"]
             return bool(reply["last"])
 
         load_s = (end - time.perf_counter_ns()) / 1e9 + profile.timeout_s
@@ -231,7 +233,7 @@ def _problem(share: _Share, rate: float, start: int, profile: Profile) -> str:
     end = start + window_ns(rate, profile)
     own_rate = planned_here / ((end - first) / 1e9)
     window = Window(own_rate, first, max(first + 1, share.end), tuple(share.rows), share.cpu, ())
-    found = untrusted(window, profile)
+    found = share.problem or untrusted(window, profile)
     return f"{share.name}: {found}" if found else ""
 
 
@@ -291,6 +293,7 @@ class Worker:
                 last=at + ROWS_A_MESSAGE >= len(rows),
                 end=offered.end,
                 cpu=offered.cpu,
+                problem=offered.problem,
             )
             gevent.sleep(0)  # or its heartbeats would stay away
 

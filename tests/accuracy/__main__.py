@@ -9,16 +9,26 @@ import argparse
 import json
 import os
 import platform
-import random
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from tests.accuracy.measure import CLIENT_CORE, ROOT, MeasureError, Run, measure, real_time
+from tests.accuracy.measure import (
+    CLIENT_CORE,
+    ROOT,
+    Beside,
+    MeasureError,
+    Run,
+    measure,
+    pinned,
+    real_time,
+)
 from tests.accuracy.picture import picture
 from tests.accuracy.scenarios import SCENARIOS
 from tests.accuracy.score import poisson_p, quantiles
@@ -33,7 +43,8 @@ REPEATS = 5
 SENT_LEAST = 0.9
 PLANTED = 20
 HOGS = 8
-"""Limits, in ms and requests/s."""
+PAUSE_S, PAUSE_EVERY_S = 1.0, 1.0
+# Limits, in ms and requests/s.
 TTFT_P99_MS = ITL_P99_MS = 0.5
 SHARE_OF_BEST_PEER = 1 / 3
 TOP_RATE, TOP_TTFT_P99_MS = 1500.0, 5.0
@@ -109,7 +120,7 @@ def _row(
     rate: float,
     repeat: int,
     seconds: float,
-    beside: Callable[[int], None] | None = None,
+    beside: Beside | None = None,
     named: str = "",
 ) -> Row:
     started = time.monotonic()
@@ -159,34 +170,47 @@ def _planted() -> Iterator[Row]:
     """Runs of ours that are too slow to be right: each must say so."""
     for number in range(PLANTED):
         kind = ("hog", "pauses", "saturated")[number % 3]
-        scenario, rate, seconds = "fixed", 300.0, 5.0
-        beside: Callable[[int], None] | None = _hogs if kind == "hog" else _pauses
+        scenario, rate, seconds = "fixed", 300.0, 4.0
+        beside: Beside | None = _hogs if kind == "hog" else _pauses
         if kind == "saturated":
             # Refusals cost the server a quarter of what a request costs the client.
             scenario, rate, beside = "queue", 15000.0, None
         yield _row(OURS, scenario, rate, number, seconds, beside, named=f"planted_{kind}")
 
 
-def _hogs(pid: int) -> None:
-    """CPU hogs beside the tool, on its core, until it ends."""
-    for _ in range(HOGS):
-        code = (
-            "import os, time\n"
-            f"while os.path.exists('/proc/{pid}/fd') and os.getppid() != 1:\n"
-            "    until = time.monotonic() + 0.1\n"
-            "    while time.monotonic() < until: pass\n"
-        )
-        subprocess.Popen(
-            ["taskset", "-c", CLIENT_CORE, sys.executable, "-c", code], start_new_session=True
-        )
+@contextmanager
+def _hogs(_pid: int) -> Iterator[None]:
+    """CPU hogs beside the tool, on its core."""
+    command = [*pinned(CLIENT_CORE, alone=False), sys.executable, "-c", "while True: pass"]
+    # In sessions of their own, as other users' programs would be.
+    hogs = [subprocess.Popen(command, start_new_session=True) for _ in range(HOGS)]
+    try:
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
 
 
-def _pauses(pid: int) -> None:
-    """Stops the tool's processes for 1 s, in the midst of its load."""
-    time.sleep(4.5 + random.Random(pid).random())
-    os.killpg(pid, signal.SIGSTOP)
-    time.sleep(1.0)
-    os.killpg(pid, signal.SIGCONT)
+@contextmanager
+def _pauses(pid: int) -> Iterator[None]:
+    """Stops the tool's processes for 1 s, again and again."""
+    ended = threading.Event()
+
+    def pause() -> None:
+        while not ended.wait(PAUSE_EVERY_S):
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGSTOP)
+                time.sleep(PAUSE_S)
+                os.killpg(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _missed(rows: Sequence[Row]) -> Iterator[str]:

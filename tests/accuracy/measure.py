@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 CLIENT_CORE, SERVER_CORE = "0", "1"
 PRIORITY = "10"
 RUN_SECONDS = 240.0
+
+Beside = Callable[[int], AbstractContextManager[None]]
 
 
 class MeasureError(Exception):
@@ -46,11 +48,11 @@ def measure(
     rate: float,
     seconds: float,
     seed: int,
-    beside: Callable[[int], None] | None = None,
+    beside: Beside | None = None,
 ) -> Run:
     """Has `tool` offer `rate` for `seconds`, of which the first two don't count.
 
-    `beside` is called with the tool's process group and makes its life hard. Raises MeasureError.
+    `beside`, of the tool's process group, makes its life hard meanwhile. Raises MeasureError.
     """
     with tempfile.TemporaryDirectory(prefix="accuracy-") as name:
         folder = Path(name)
@@ -105,7 +107,7 @@ def _server(scenario: Scenario, log: Path, folder: Path) -> Iterator[int]:
         server.stdout.close()
 
 
-def _run(tool: str, load: Load, beside: Callable[[int], None] | None) -> float:
+def _run(tool: str, load: Load, beside: Beside | None) -> float:
     """Runs the tool to its end; CPU seconds of it and its children."""
     alone = beside is None
     with (load.folder / "output").open("wb") as output:
@@ -119,18 +121,17 @@ def _run(tool: str, load: Load, beside: Callable[[int], None] | None) -> float:
             start_new_session=True,
         )
     ends = time.monotonic() + RUN_SECONDS
-    if beside:
-        beside(process.pid)
-    while True:
-        pid, _, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = 0
-            return usage.ru_utime + usage.ru_stime
-        if time.monotonic() > ends:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise MeasureError(f"{tool} did not end within {RUN_SECONDS:g} s")
-        time.sleep(0.1)
+    with beside(process.pid) if beside else nullcontext():
+        while True:
+            pid, _, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = 0
+                return usage.ru_utime + usage.ru_stime
+            if time.monotonic() > ends:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise MeasureError(f"{tool} did not end within {RUN_SECONDS:g} s")
+            time.sleep(0.1)
 
 
 @cache
