@@ -21,7 +21,7 @@ from loadtests.response import BadResponse
 
 # vLLM closes a connection that was idle for 5 s; never be the one who finds out.
 IDLE_SECONDS = 1.0
-# How often requests without an end are looked for.
+# How often requests are looked for that take too long.
 LOOK_SECONDS = 0.02
 _plain_socket: Any = get_original("socket", "socket")  # Locust has gevent replace it
 _READ, _WRITE = 1, 2
@@ -53,6 +53,9 @@ class Connections:
         self._late_ns = late_ns
         self._on_end = on_end
         self._attendant = gevent.spawn(self._attend)
+        self._looked = time.perf_counter_ns()
+        self._clock = gevent.get_hub().loop.timer(LOOK_SECONDS, LOOK_SECONDS)
+        self._clock.start(self._look)
 
     def send(self, exchange: Exchange, request: bytes) -> None:
         """Sends one request, once, whatever happens: a retry would hide a failure."""
@@ -74,6 +77,8 @@ class Connections:
 
     def close(self) -> None:
         """Closes all, also where an answer is still on its way."""
+        self._clock.stop()
+        self._clock.close()
         self._attendant.kill()
         for exchange, connection in self._sent:
             if exchange.end is None:
@@ -91,18 +96,17 @@ class Connections:
 
     def _attend(self) -> None:
         while True:
-            self._expire()
             while self.ended:
                 self._on_end(self.ended.popleft())
                 gevent.sleep(0)
-            due = time.perf_counter_ns() + int(LOOK_SECONDS * 1e9)
             gevent.sleep(LOOK_SECONDS)
-            late = time.perf_counter_ns() - due
-            self.stood_still_ns += max(0, late - self._late_ns)
 
-    def _expire(self) -> None:
-        """Ends what takes too long; the first sent are the first to do so."""
-        latest = time.perf_counter_ns() - int(self._timeout_s * 1e9)
+    def _look(self) -> None:
+        """Sees how late it is called itself, and ends what takes too long: first sent, first."""
+        before, self._looked = self._looked, time.perf_counter_ns()
+        late = self._looked - before - int(LOOK_SECONDS * 1e9)
+        self.stood_still_ns += max(0, late - self._late_ns)
+        latest = self._looked - int(self._timeout_s * 1e9)
         while self._sent:
             exchange, connection = self._sent[0]
             if exchange.end is None:

@@ -233,7 +233,7 @@ def _problem(share: _Share, rate: float, start: int, profile: Profile) -> str:
     end = start + window_ns(rate, profile)
     own_rate = planned_here / ((end - first) / 1e9)
     window = Window(own_rate, first, max(first + 1, share.end), tuple(share.rows), share.cpu, ())
-    found = share.problem or untrusted(window, profile)
+    found = untrusted(window, profile) or share.problem
     return f"{share.name}: {found}" if found else ""
 
 

@@ -16,7 +16,7 @@ import pytest
 from loadtests.answer import Exchange
 from loadtests.engine import Engine, LoadTestError
 from loadtests.generator import Generator
-from loadtests.verdict import Window
+from loadtests.verdict import Window, untrusted
 from tests.loadtests.samples import make_profile
 from tests.loadtests.servers import FAST, Script, Stub, chunked, simulator
 
@@ -387,3 +387,37 @@ def test_engine_facts() -> None:
         assert Engine(server.url, 5.0).facts("").model == "m"
         with pytest.raises(LoadTestError, match="serves m, not 'other'"):
             Engine(server.url, 5.0).facts("other")
+
+
+def test_a_request_beyond_the_socket_buffer_is_sent_whole() -> None:
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        window, _ = load(server, prompt_tokens=400_000, output_tokens=2)
+    assert {row.error for row in window.rows} == {None}
+    assert {len(body["prompt"].split()) for body in server.bodies} == {400_000}
+
+
+def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
+    def answer_and_close(connection: socket.socket, _: int) -> None:
+        connection.sendall(GOOD)  # without saying that it will close
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with stub(answer_and_close) as server:
+        window, _ = load(server, arrival="constant", rate=20)
+    assert {row.error for row in window.rows} == {None}
+    assert not any(row.reused for row in window.rows)
+
+
+def test_a_generator_that_stood_still_says_so() -> None:
+    pauses = [0.0] * 10 + [0.5]
+    with stub(lambda connection, _: connection.sendall(GOOD)) as server:
+        profile = make_profile(
+            base_url=server.url, warmup_seconds=0, step_seconds=0.5, slo={"ttft_p95_ms": 4000}
+        )
+        generator = Generator(
+            profile,
+            Engine(server.url, 5.0),
+            lambda _: time.sleep(pauses.pop(0) if pauses else 0),
+        )
+        generator.calibrate()
+        window = generator.window(40, 0)
+    assert "stood still" in untrusted(window, profile)
