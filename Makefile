@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help setup demo test test-fast ui lab vllm weights-benchmark style quality lock
+.PHONY: help setup demo test test-fast ui lab vllm accuracy accuracy-peers weights-benchmark style quality lock
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -16,7 +16,7 @@ TIMED := tests/loadtests tests/lab/test_engine.py
 FAST := -q -n 3 --dist loadfile tests $(TIMED:%=--ignore=%) -m "not lab and not cluster and not vllm" $(if $(KUBECONFIG),--ignore=tests/lab)
 
 help:  ## print the targets
-	grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup:  ## everything that the other targets need: .venv, system packages, the lab's programs and images
 	$(PYTHON) -m lab.setup
@@ -47,6 +47,12 @@ vllm: setup  ## install the real engine, vLLM on CPU (6 GB)
 
 weights-benchmark: setup  ## download and verify against `hf download`: speed, memory, time of a hit
 	$(BIN)/python -m lab.weights_benchmark
+
+accuracy: setup  ## how right the benchmark's times are, against a server that logs the truth and against the peers that are installed
+	$(BIN)/python -m tests.accuracy
+
+accuracy-peers: setup  ## install the other load generators, each in an environment of its own in the cache
+	$(BIN)/python -m tests.accuracy.peers
 
 style:  ## format the code and mend what ruff can
 	$(BIN)/ruff format .

@@ -14,6 +14,7 @@ from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from assets.vllm_deployment import Candidate
+from catalog.load import trace_file
 from k8s.fence import pass_gate, require
 from k8s.jobs import run_job
 from k8s.manifests import Release, benchmark_job, deployment
@@ -62,6 +63,8 @@ def profile(
         "output_tokens": traffic.output_tokens,
         "slo": slo.model_dump(),
         "timeout_s": traffic.timeout_seconds,
+        "workers": traffic.workers if traffic.workers > 1 else None,
+        "trace": traffic.trace and {**traffic.trace.model_dump(), "path": "trace.jsonl"},
         "metadata": {
             "model": model.name,
             "repo": model.repo,
@@ -100,7 +103,8 @@ def measure(
     """
     load = profile(release, rollout, smoke, shared_gpus=shared_gpus)
     deadline = round(JOB_START_S + longest_seconds(load))
-    config, job = benchmark_job(release, load.model_dump_json(), deadline_s=deadline)
+    trace = trace_file(release.model).read_text("utf-8") if load.trace else ""
+    config, job = benchmark_job(release, load.model_dump_json(), trace, deadline_s=deadline)
     promotion.client.apply(config)
     done = run_job(promotion.client, job, deadline_s=deadline + 60.0, on_event=promotion.on_event)
     result = parse_result(done.result)

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from catalog.cluster import ClusterSpec
 from catalog.model import ModelSpec
 from catalog.spec import Misfit, Spec
+from catalog.trace import TraceError, read_trace
 
 HERE = Path(__file__).parent
+MOST_TRACE_BYTES = 900_000
 
 S = TypeVar("S", bound=Spec)
 Place: TypeAlias = tuple[str | int, ...]
@@ -207,6 +209,9 @@ def _cross_check(
                 f"{owners[model.object_name]}.yaml; rename one"
             )
         owners[model.object_name] = model.name
+        if model.traffic.trace is not None and (problem := _trace(model, path.parent)):
+            line = _lines(yaml.compose(path.read_text(encoding="utf-8")))[("traffic", "trace")]
+            errors.append(f"{shown}:{line}: traffic.trace.path: {problem}")
         if model.node_pool is not None and model.node_pool not in pools:
             line = _lines(yaml.compose(path.read_text(encoding="utf-8"))).get(("node_pool",), 1)
             errors.append(
@@ -214,6 +219,27 @@ def _cross_check(
                 f"there are: {', '.join(sorted(pools))}"
             )
     return errors
+
+
+def trace_file(model: ModelSpec, folder: Path = HERE / "models") -> Path:
+    """Where the model's trace lies, which it must have."""
+    assert model.traffic.trace is not None, "the model has a trace"
+    return folder / model.traffic.trace.path
+
+
+def _trace(model: ModelSpec, folder: Path) -> str:
+    """What is wrong with a model's trace; empty if nothing is."""
+    path = trace_file(model, folder)
+    try:
+        recorded, _ = read_trace(path)
+    except TraceError as error:
+        return str(error)
+    if path.stat().st_size > MOST_TRACE_BYTES:
+        return (
+            f"{path}: has {path.stat().st_size} bytes, at most {MOST_TRACE_BYTES} fit into the "
+            "ConfigMap that takes it to the benchmark; take a part of it"
+        )
+    return model.too_long(model.traffic.longest(recorded))
 
 
 @cache

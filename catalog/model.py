@@ -1,10 +1,12 @@
 """A model that can be promoted: one YAML file in catalog/models/, its name is the partition key."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from catalog.lengths import Lengths
 from catalog.spec import (
     STORED,
     HubRepo,
@@ -15,6 +17,7 @@ from catalog.spec import (
     Quantity,
     Spec,
 )
+from catalog.trace import Recorded
 
 # Set by the pipeline itself, from the fields named beside them: never in `args`.
 RESERVED_ARGS = {
@@ -89,18 +92,39 @@ class KnownAnswer(Spec):
     max_tokens: PositiveInt = 64
 
 
+class Trace(Spec):
+    """A recorded load, see trace.py. `path`: the name of a file beside the model's.
+
+    `prefixes`: equal `hash_ids` are equal text, of `block_tokens` each, as they were recorded.
+    """
+
+    path: Annotated[str, StringConstraints(pattern=r"^[\w.-]+\.jsonl$")]
+    prefixes: bool = False
+    block_tokens: Annotated[int, Field(ge=4)] = 512
+
+
 class Traffic(Spec):
     """The load that the benchmark offers. `rates`: the ladder, req/s for one replica."""
 
-    arrival: Literal["poisson", "constant", "gamma"] = "poisson"
+    arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
     gamma_shape: PositiveFloat = 1.0
-    prompt_tokens: Annotated[int, Field(ge=4)]  # fewer can't be unique
-    output_tokens: PositiveInt
+    prompt_tokens: Lengths
+    output_tokens: Lengths
+    trace: Trace | None = None
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     step_seconds: PositiveFloat = 60.0
     warmup_seconds: PositiveFloat = 10.0
     timeout_seconds: PositiveFloat = 60.0
     seed: int = 1
+    # Processes that send it, where it is more than one core can.
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+
+    @field_validator("prompt_tokens")
+    @classmethod
+    def _unique(cls, lengths: Lengths) -> Lengths:
+        if lengths.fixed is not None and lengths.fixed < 4:
+            raise ValueError(f"{lengths.fixed} tokens can't be unique, ask for 4 or more")
+        return lengths
 
     @field_validator("rates")
     @classmethod
@@ -108,6 +132,28 @@ class Traffic(Spec):
         if list(rates) != sorted(set(rates)):
             raise ValueError("the ladder must ascend, each rate once")
         return rates
+
+    @model_validator(mode="after")
+    def _traced(self) -> Self:
+        uses = [name for name in ("prompt_tokens", "output_tokens") if getattr(self, name).trace]
+        uses += ["arrival"] if self.arrival == "trace" else []
+        if uses and self.trace is None:
+            raise Misfit("is to come from a trace, so `trace` must name its file", uses[0])
+        if self.trace is not None and not uses:
+            raise Misfit("nothing comes from it: say trace for arrival or for lengths", "trace")
+        if self.trace is not None and self.trace.prefixes and not self.prompt_tokens.trace:
+            raise Misfit("need prompt_tokens: trace", "trace", "prefixes")
+        return self
+
+    def longest(self, recorded: Sequence[Recorded] = ()) -> int:
+        """Tokens of the longest request that there may be, prompt and answer; those `recorded`
+        are the trace's."""
+        fixed_prompt, fixed_output = self.prompt_tokens.most, self.output_tokens.most
+        return max(
+            (row.prompt_tokens if self.prompt_tokens.trace else fixed_prompt)
+            + (row.output_tokens if self.output_tokens.trace else fixed_output)
+            for row in recorded or (Recorded(0.0, 1, 1),)
+        )
 
 
 class Slo(Spec):
@@ -255,14 +301,16 @@ class ModelSpec(Spec):
                 "traffic",
                 "timeout_seconds",
             )
-        length, limit = traffic.prompt_tokens + traffic.output_tokens, self._max_model_len()
-        if limit is not None and length > limit:
-            raise Misfit(
-                f"with output_tokens these are {length} tokens, --max-model-len allows {limit}",
-                "traffic",
-                "prompt_tokens",
-            )
+        if problem := self.too_long(traffic.longest()):
+            raise Misfit(problem, "traffic", "prompt_tokens")
         return self
+
+    def too_long(self, tokens: int) -> str:
+        """Why the engine won't take so many in prompt and answer; empty if it may."""
+        limit = self._max_model_len()
+        if limit is None or tokens <= limit:
+            return ""
+        return f"with output_tokens these are {tokens} tokens, --max-model-len allows {limit}"
 
     def _max_model_len(self) -> int | None:
         """By `args`, where it is a number there: vLLM also takes auto, 8k (8000), 8K (8192)."""

@@ -97,7 +97,7 @@ class OwnRequests:
         )
         length = answer["data"][0].get("max_model_len")
         if length is None:
-            return self._release.model.traffic.output_tokens
+            return self._release.model.traffic.output_tokens.most
         return max(1, min(MAX_TOKENS, int(length) - PROMPT_ROOM))
 
 

@@ -7,7 +7,9 @@ DIR/rows.jsonl.gz. Exit status: 0 the SLO holds, 1 it doesn't, 3 no verdict (wit
 
 import argparse
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     events = not sys.stdout.isatty()
     try:
-        load_profile(options.profile)
+        workers = load_profile(options.profile).workers or 1
         options.out.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "rows.jsonl.gz"):  # never take an old one for this run's
             (options.out / name).unlink(missing_ok=True)
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         _error(events, "OutError", f"--out: {error}", "Name a folder that can be written.")
         return USAGE
     try:
-        code = _run_locust(options.profile, options.out, events)
+        code = _run_locust(options.profile, options.out, workers, events)
     except (_Interrupted, KeyboardInterrupt):
         _error(events, "Interrupted", "the benchmark was stopped", "Run it again.")
         return NO_VERDICT
@@ -69,13 +71,22 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_CODES[result.verdict]
 
 
-def _run_locust(profile: Path, out: Path, events: bool) -> int:
+def _run_locust(profile: Path, out: Path, workers: int, events: bool) -> int:
     """Locust's exit status; its events are passed on as they come."""
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless"]
     command += ["--users", "1", "--spawn-rate", "1", "--only-summary", "--loglevel", "WARNING"]
     command += ["--load-profile", str(profile), "--out", str(out), "--json-events"]
+    if workers > 1:
+        port = str(_free_port())
+        command += ["--processes", str(workers), "--master-bind-host", "127.0.0.1"]
+        command += ["--master-bind-port", port, "--master-port", port]
     locust = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, bufsize=1
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        process_group=0,  # its workers too can be ended then
     )
 
     def stop(_signal: int, _frame: types.FrameType | None) -> None:
@@ -91,8 +102,14 @@ def _run_locust(profile: Path, out: Path, events: bool) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
         if locust.poll() is None:
-            locust.kill()
+            os.killpg(locust.pid, signal.SIGKILL)
             locust.wait()
+
+
+def _free_port() -> int:
+    """Where master and workers meet; Locust's own default may be another run's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _pass_on(line: str, events: bool) -> None:

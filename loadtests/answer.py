@@ -6,11 +6,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from loadtests.response import Response
+from loadtests.response import BadResponse, Response
 
 Phase = Literal["warmup", "measure"]
 # The engine gave up on an answer whose stream is otherwise whole.
 GIVEN_UP = {"abort", "error"}
+MOST_TOKENS = 1_000_000  # of one answer; a `usage` beyond is no count
+# The fields of a row that are points in time.
+_TIMES = (
+    *("scheduled", "sent", "connected", "first_byte", "first_role"),
+    *("first_reasoning", "first_content", "last_token", "end"),
+)
 
 
 @dataclass
@@ -20,6 +26,9 @@ class Exchange:
     number: int
     scheduled: int
     phase: Phase
+    model: str = ""
+    tokens_asked: int = 0
+    turn: int = 1
     sent: int | None = None
     connected: int | None = None
     end: int | None = None
@@ -40,6 +49,8 @@ class Row:
     `first_content` is the first non-empty content or tool call. `chunks`: those with tokens;
     `chunk_ns` are their times after `scheduled`, `chunk_tokens` the tokens that each brought.
     `usage`: the engine said how many tokens it made; without it each chunk counts as one.
+    `model`: the name that was asked, `tokens_asked` of it. `turn` of its conversation, from 1.
+    `worker`: who sent it, of several, from 0.
     """
 
     rate: float
@@ -65,6 +76,10 @@ class Row:
     usage: bool
     chunk_ns: tuple[int, ...]
     chunk_tokens: tuple[float, ...]
+    model: str = ""
+    tokens_asked: int = 0
+    turn: int = 1
+    worker: int = 0
 
     @property
     def ttft_ms(self) -> float:
@@ -100,15 +115,33 @@ class Row:
         """The row for rows.jsonl.gz."""
         return {"row": "request", **asdict(self)}
 
+    @staticmethod
+    def from_json(fields: dict[str, Any], worker: int = 0, later_ns: int = 0) -> "Row":
+        """What as_json wrote, as sent by `worker`, whose clock shows `later_ns` less than ours."""
+        fields = {**fields, "worker": worker}
+        del fields["row"]
+        for name in _TIMES:
+            if fields[name] is not None:
+                fields[name] += later_ns
+        for name in ("chunk_ns", "chunk_tokens"):
+            fields[name] = tuple(fields[name])
+        return Row(**fields)
 
-def read_answer(exchange: Exchange, rate: float, repeat: int, model: str) -> Row:
+
+def read_answer(exchange: Exchange, rate: float, repeat: int) -> Row:
     """The row of an exchange, whatever the server sent. Never raises."""
     response = exchange.response
-    stream = _Stream(model)
+    stream = _Stream(exchange.model)
+    pieces: list[tuple[int, bytes]] = []
+    try:
+        pieces = response.pieces
+    except BadResponse as bad:
+        if exchange.failure is None:
+            exchange.failure, exchange.detail = "bad_http", str(bad)
     if response.status == 200 and _is_stream(response):
-        for time_ns, line in _lines(response.pieces):
+        for time_ns, line in _lines(pieces):
             stream.take(time_ns, line)
-    error, detail = _judge(exchange, stream)
+    error, detail = _judge(exchange, stream, pieces)
     tokens = stream.tokens_by_chunk()
     return Row(
         rate=rate,
@@ -134,17 +167,22 @@ def read_answer(exchange: Exchange, rate: float, repeat: int, model: str) -> Row
         usage=stream.tokens_out is not None,
         chunk_ns=tuple(time_ns - exchange.scheduled for time_ns, _ in stream.chunks),
         chunk_tokens=tokens,
+        model=exchange.model,
+        tokens_asked=exchange.tokens_asked,
+        turn=exchange.turn,
     )
 
 
 def _is_stream(response: Response) -> bool:
-    return response.headers.get("content-type", "").startswith("text/event-stream")
+    return response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-def _judge(exchange: Exchange, stream: "_Stream") -> tuple[str | None, str]:
+def _judge(
+    exchange: Exchange, stream: "_Stream", pieces: list[tuple[int, bytes]]
+) -> tuple[str | None, str]:
     """The kind of miss and its detail; the cause that lies nearest to the wire wins."""
     response = exchange.response
-    body = b"".join(piece for _, piece in response.pieces)[:200].decode("utf-8", "replace")
+    body = b"".join(piece for _, piece in pieces)[:200].decode("utf-8", "replace")
     if exchange.failure:
         return exchange.failure, exchange.detail
     if response.status is None:
@@ -181,6 +219,11 @@ def _lines(pieces: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         yield pieces[-1][0], rest.rstrip(b"\r")
 
 
+def _tokens(count: Any, before: int | None) -> int | None:
+    """A count as `usage` has it, or the one before where it is none."""
+    return count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else before
+
+
 class _Stream:
     """Server-sent events of vLLM's two streaming endpoints."""
 
@@ -207,15 +250,14 @@ class _Stream:
             return
         try:
             event = json.loads(data.decode("utf-8", "replace"))
-        except ValueError:
-            self.bad_json = self.bad_json or data[:100].decode("utf-8", "replace")
-            return
-        if isinstance(event, dict):
             self._event(time_ns, event)
+        except (ValueError, RecursionError, AttributeError, TypeError):
+            # No JSON, or none of the shape that the API has: whatever it is, it is no answer.
+            self.bad_json = self.bad_json or data[:100].decode("utf-8", "replace")
 
     def _event(self, time_ns: int, event: dict[str, Any]) -> None:
-        if event.get("error"):
-            self.error = self.error or json.dumps(event["error"])
+        if event.get("error") or event.get("object") == "error":
+            self.error = self.error or json.dumps(event.get("error") or event)
             return
         answered = event.get("model")
         if answered and answered != self.model:
@@ -223,8 +265,8 @@ class _Stream:
         before = self.tokens_out or 0
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self.tokens_in = usage.get("prompt_tokens", self.tokens_in)
-            self.tokens_out = usage.get("completion_tokens", self.tokens_out)
+            self.tokens_in = _tokens(usage.get("prompt_tokens"), self.tokens_in)
+            self.tokens_out = _tokens(usage.get("completion_tokens"), self.tokens_out)
         choices = event.get("choices") or []
         text = False
         for choice in choices:
@@ -235,7 +277,7 @@ class _Stream:
             self.chunks.append((time_ns, self.tokens_out))
 
     def _choice(self, time_ns: int, choice: dict[str, Any]) -> bool:
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self.finish_reason = str(choice.get("finish_reason") or "") or self.finish_reason
         delta = choice.get("delta") or {}
         if "role" in delta and self.first_role is None:
             self.first_role = time_ns

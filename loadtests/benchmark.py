@@ -10,14 +10,16 @@ from typing import Any
 
 from loadtests.answer import Exchange, Row
 from loadtests.engine import Engine, LoadTestError, parse_metrics
-from loadtests.generator import Generator
+from loadtests.generator import Generator, Offer, WorkerLost
 from loadtests.ladder import climb
 from loadtests.profile import Profile
 from loadtests.result import Result, Step, pack_rows
 from loadtests.verdict import (
     Window,
     capacity,
+    hit_share,
     in_flight_at,
+    judge,
     limited_by,
     overall,
     prefix_hits,
@@ -32,24 +34,29 @@ def run(
     progress: Progress,
     on_end: Callable[[Exchange], None],
     on_row: Callable[[Row], None],
+    offer: Offer | None = None,
 ) -> tuple[Result, bytes]:
     """Runs the ladder; the result, and the content of rows.jsonl.gz.
 
     `progress` gets a sentence and its numbers, `on_end` each request as it ends, `on_row` the
-    measured ones once their window is over. Raises LoadTestError if the engine can't be measured.
+    measured ones once their window is over; `offer` sends a window's plan, if not this process.
+    Raises LoadTestError if the engine can't be measured.
     """
     started = time.time()
     clock_ns = time.perf_counter_ns()
     engine = Engine(profile.base_url, profile.timeout_s)
     facts = engine.facts(profile.model)
-    length = profile.prompt_tokens + profile.output_tokens
+    for name in profile.models or ():
+        engine.facts(name)
+    generator = Generator(profile, engine, on_end, offer)
+    planner = generator.planner
+    length = planner.longest
     if facts.max_model_len is not None and length > facts.max_model_len:
         raise LoadTestError(
             "PromptTooLong",
-            f"prompt_tokens + output_tokens is {length}, the engine takes {facts.max_model_len}",
+            f"prompt and answer have up to {length} tokens, the engine takes {facts.max_model_len}",
             "Shorten them in the profile, or raise --max-model-len.",
         )
-    generator = Generator(profile, engine, on_end)
     generator.calibrate()
     rows: list[Row] = []
 
@@ -68,12 +75,27 @@ def run(
 
     before = reading()
     steps = []
-    for step in climb(profile, measure):
-        steps.append(step)
-        progress(_sentence(step), _numbers(step))
-    after = reading()
+    lost = ""
+    try:
+        for step in climb(profile, measure):
+            steps.append(step)
+            progress(_sentence(step), _numbers(step))
+    except WorkerLost as error:
+        lost = str(error)
+        if error.window.measured:  # by the others; shown for what it is worth
+            rows.extend(error.window.rows)
+            steps.append(judge([error.window], profile, [lost]))
+        if not steps:
+            raise
+    gone = ""
+    try:
+        after = reading()
+    except LoadTestError as error:  # the requests that it left unanswered are counted
+        after, gone = [before, *generator.samples][-1], str(error)
 
-    spoiled = prefix_hits(before, after, generator.prompts.overhead, len(rows))
+    spoiled = lost or ("" if any(step.verdict == "fail" for step in steps) else gone)
+    if not spoiled and not profile.shares_prefixes:
+        spoiled = prefix_hits(before, after, generator.tokens.template, len(rows))
     if restarted([before, *generator.samples, after]):
         spoiled = "the engine restarted during the run"
     verdict, reason = overall(steps, profile, spoiled)
@@ -94,8 +116,11 @@ def run(
             "root": facts.root,
             "max_model_len": facts.max_model_len,
             "server": facts.server,
-            "prompt_tokens_per_word": round(generator.prompts.tokens_per_word, 3),
-            "template_tokens": round(generator.prompts.overhead, 1),
+            "prompt_tokens_per_word": round(generator.tokens.per_word, 3),
+            "template_tokens": round(generator.tokens.template, 1),
+            # Of the prompt tokens: what repeats by the plan, and what the engine's cache had.
+            "prefix_share_asked": round(planner.repeated_tokens / max(1, planner.tokens), 4),
+            "prefix_share_hit": hit_share(before, after),
         },
         network={
             "path": "direct",

@@ -1,43 +1,80 @@
-"""Offers load: open loop, one greenlet an arrival, the clock read before anything is parsed.
+"""Offers load: open loop, at times drawn before, the clock read before anything is parsed.
 
 Runs under gevent, in the Locust process.
 """
 
 import gc
 import json
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import gevent
-from gevent import Greenlet, socket
+from gevent import socket
 
-from loadtests.answer import Exchange, Phase, read_answer
-from loadtests.arrivals import draw
+from loadtests.answer import Exchange, Row, read_answer
 from loadtests.clock import Alarm
+from loadtests.connections import Connections
 from loadtests.engine import Engine, LoadTestError, Sample, parse_metrics
-from loadtests.ladder import requests_of_step
+from loadtests.ladder import window_ns
+from loadtests.plan import Planned, Planner, Text
 from loadtests.profile import Profile
-from loadtests.prompts import Prompts
-from loadtests.response import BadResponse
-from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms
+from loadtests.prompts import Tokens, calibrated, text
+from loadtests.verdict import Window, late_sends_that_spoil, most_lag_ms, stood_still
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SAMPLE_SECONDS = 0.5
 START_NS = 20_000_000  # from now to the start of a window
-# vLLM closes a connection that was idle for 5 s; never be the one who finds out.
-IDLE_SECONDS = 1.0
 CALIBRATION_WORDS = 8
 
 
-class Generator:
-    """Load for one engine. `on_end` is called in the request's greenlet when it has ended."""
+@dataclass(frozen=True)
+class Offered:
+    """What came of a plan. Times in ns; `cpu`: share of one core that the generator used, of
+    several workers the busiest one's. `problem`: why it can't be trusted, if so. `lost`: since a
+    worker is gone, no further plan can be sent."""
 
-    def __init__(self, profile: Profile, engine: Engine, on_end: Callable[[Exchange], None]):
+    start: int
+    end: int
+    rows: tuple[Row, ...]
+    cpu: float
+    problem: str = ""
+    lost: bool = False
+
+
+class WorkerLost(LoadTestError):
+    """A worker died or did not answer in time. `window`: what the others measured."""
+
+    def __init__(self, message: str, window: Window) -> None:
+        super().__init__("WorkerLost", message, "Look at the worker's log, then run it again.")
+        self.window = window
+
+
+# Sends the plan of a window: generator, plan, rate, repeat.
+Offer = Callable[["Generator", Sequence[Planned], float, int], Offered]
+
+
+class Generator:
+    """Load for one engine. `on_end` is called for each request that has ended."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        engine: Engine,
+        on_end: Callable[[Exchange], None],
+        offer: Offer | None = None,
+    ):
+        """`offer`: who sends the plans, if not this process."""
         self.profile = profile
         self.engine = engine
         self.path = PATHS[profile.endpoint]
-        self.prompts = Prompts(profile.seed)
+        self.run = secrets.token_hex(4)  # marks the texts of this run's prompts
+        self.tokens = Tokens()
+        self._offer: Offer = offer or Generator.offer_here
         self.samples: list[Sample] = []
         # Resolved once: a name look-up takes longer than some first tokens.
         family = socket.AF_UNSPEC
@@ -51,10 +88,13 @@ class Generator:
             ) from None
         self.family, self.address = found[0][0], found[0][4]
         self._on_end = on_end
-        self._idle: list[tuple[float, Any]] = []
         self._readings: list[tuple[int, bytes]] = []
         self._late_ns = int(most_lag_ms(profile.slo) * 1e6)
-        self._late = 0
+
+    @cached_property
+    def planner(self) -> Planner:
+        """Draws the plans; a worker is given its part of one, and needs none."""
+        return Planner(self.profile)
 
     def calibrate(self) -> None:
         """Learns from the engine how many tokens a word is.
@@ -62,22 +102,24 @@ class Generator:
         Raises LoadTestError if it doesn't answer, or if no prompt can be as short as asked.
         """
         few, many = (
-            (words, self._count_tokens(self.prompts.words(words)))
+            (words, self._count_tokens(text(self.run, self.planner.key(), words)))
             for words in (CALIBRATION_WORDS, CALIBRATION_WORDS + 64)
         )
-        self.prompts.calibrate(few, many)
-        shortest = self.prompts.overhead + 3 * self.prompts.tokens_per_word
-        if shortest > self.profile.prompt_tokens + 1:
+        self.tokens = calibrated(few, many)
+        shortest = self.tokens.template + 3 * self.tokens.per_word
+        lengths = self.profile.prompt_tokens
+        if not lengths.trace and shortest > lengths.most + 1:
             raise LoadTestError(
                 "PromptTooShort",
-                f"prompt_tokens is {self.profile.prompt_tokens}, but the chat template alone has "
-                f"{self.prompts.overhead:.0f}",
+                f"prompt_tokens is at most {lengths.most}, but the chat template alone has "
+                f"{self.tokens.template:.0f}",
                 f"Ask for {shortest:.0f} tokens or more, or for endpoint completions.",
             )
 
     def _count_tokens(self, prompt: str) -> int:
         """By vLLM's /tokenize, so that the engine sees no completion that was not scheduled."""
-        count = self.engine.post("/tokenize", self._text(prompt)).get("count")
+        body = self._body(self.profile.model, [prompt])
+        count = self.engine.post("/tokenize", body).get("count")
         if not isinstance(count, int):
             raise LoadTestError(
                 "NotAnEngine",
@@ -90,77 +132,115 @@ class Generator:
         """Warm-up and one measured window at `rate`, without a break between them.
 
         Returns when the last request has ended or timed out. Ends early, with the requests that
-        were sent, once so many left late that the window can't count any more.
+        were sent, once so many left late that the window can't count any more. Raises WorkerLost.
         """
-        plan = self._plan(rate, repeat)
-        gc.collect()
-        gc.disable()  # a collection stops all greenlets for milliseconds
-        start = time.perf_counter_ns() + START_NS
-        for exchange, _ in plan:
-            exchange.scheduled += start
-        warmup_ns = int(self.profile.warmup_seconds * 1e9)
-        measured = requests_of_step(rate, self.profile)
-        first, last = start + warmup_ns, start + warmup_ns + int(measured / rate * 1e9)
-        hopeless, self._late = late_sends_that_spoil(measured), 0
+        plan = self.planner.window(rate, repeat)
         sampler = gevent.spawn(self._sample)
-        greenlets: list[Greenlet] = []
+        try:
+            offered = self._offer(self, plan, rate, repeat)
+        finally:
+            sampler.kill()
+        first = offered.start + int(self.profile.warmup_seconds * 1e9)
+        window = Window(
+            rate,
+            first,
+            offered.end,
+            offered.rows,
+            offered.cpu,
+            self._take_samples(),
+            offered.problem,
+        )
+        if offered.lost:
+            raise WorkerLost(offered.problem, window)
+        return window
+
+    def prepare(
+        self, plan: Sequence[Planned], rate: float, repeat: int
+    ) -> list[tuple[Exchange, bytes]]:
+        """The requests of a plan, ready to send; `scheduled` counts from the window's start."""
+        ready = []
+        for one in plan:
+            ready.append(
+                (
+                    Exchange(
+                        one.number, one.at_ns, one.phase, one.model, one.output_tokens, one.turn
+                    ),
+                    self._request(one, f"{rate:g}-{repeat}-{one.number}"),
+                )
+            )
+            if len(ready) % 100 == 0:
+                gevent.sleep(0)  # as a worker it must show that it lives
+        gc.collect()  # now, when nothing waits for it
+        return ready
+
+    def offer_here(self, plan: Sequence[Planned], rate: float, repeat: int) -> Offered:
+        """Offers a whole plan from this process."""
+        ready = self.prepare(plan, rate, repeat)
+        return self.offer(ready, time.perf_counter_ns() + START_NS, rate, repeat)
+
+    def offer(
+        self, ready: list[tuple[Exchange, bytes]], start: int, rate: float, repeat: int
+    ) -> Offered:
+        """Sends each request at its time after `start`, and returns when all have ended."""
+        gc.disable()  # a collection stops all greenlets for milliseconds
+        for exchange, _ in ready:
+            exchange.scheduled += start
+        measured = sum(exchange.phase == "measure" for exchange, _ in ready)
+        end = start + window_ns(rate, self.profile)
+        hopeless, late, sent = late_sends_that_spoil(measured), 0, 0
+        connections = Connections(
+            self.family, self.address, self.profile.timeout_s, self._late_ns, self._on_end
+        )
         alarm = Alarm()
         cpu_at: list[tuple[int, float]] = []
         try:
-            for exchange, request in plan:
+            for exchange, request in ready:
                 if exchange.phase == "measure" and not cpu_at:
                     cpu_at.append((time.perf_counter_ns(), time.process_time()))
+                    connections.stood_still_ns = 0
                 alarm.wait_until(exchange.scheduled)
-                if self._late >= hopeless:
-                    last = exchange.scheduled
+                if late >= hopeless:
+                    end = exchange.scheduled
                     break
-                greenlets.append(gevent.spawn(self._send, exchange, request))
-            alarm.wait_until(last)
+                connections.send(exchange, request)
+                sent += 1
+                if exchange.phase == "measure" and _lag(exchange) > self._late_ns:
+                    late += 1
+            alarm.wait_until(end)
             cpu_at.append((time.perf_counter_ns(), time.process_time()))
-            gevent.joinall(greenlets)
+            connections.wait()
         finally:
-            gevent.killall(greenlets)
-            sampler.kill()
+            connections.close()
             alarm.close()
             gc.enable()
-        (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at
-        samples = self._take_samples()
-        rows = tuple(
-            read_answer(exchange, rate, repeat, self.profile.model)
-            for exchange, _ in plan[: len(greenlets)]
-        )
-        cpu = (cpu_1 - cpu_0) / ((wall_1 - wall_0) / 1e9)
-        return Window(rate, first, last, rows, cpu, samples)
+        (wall_0, cpu_0), (wall_1, cpu_1) = cpu_at[0], cpu_at[-1]
+        rows = []
+        for exchange, _ in ready[:sent]:
+            rows.append(read_answer(exchange, rate, repeat))
+            if len(rows) % 100 == 0:
+                gevent.sleep(0)
+        cpu = (cpu_1 - cpu_0) / max(1e-9, (wall_1 - wall_0) / 1e9)
+        still = stood_still(connections.stood_still_ns, wall_1 - wall_0)
+        return Offered(start, end, tuple(rows), cpu, still)
 
-    def _plan(self, rate: float, repeat: int) -> list[tuple[Exchange, bytes]]:
-        """Every request of a window, ready to send; `scheduled` counts from its start."""
-        profile = self.profile
-        warmup = round(profile.warmup_seconds * rate)
-        phases: list[tuple[Phase, float, int]] = [
-            ("warmup", 0.0, warmup),
-            ("measure", profile.warmup_seconds, requests_of_step(rate, profile)),
-        ]
-        plan: list[tuple[Exchange, bytes]] = []
-        for phase, offset, count in phases:
-            seed = f"{profile.seed} {rate!r} {repeat} {phase}"
-            for at in draw(profile.arrival, rate, count, seed, profile.gamma_shape):
-                exchange = Exchange(len(plan), int((offset + at) * 1e9), phase)
-                name = f"{rate:g}-{repeat}-{exchange.number}"
-                plan.append((exchange, self._request(name)))
-        return plan
+    def _body(self, model: str, messages: list[str]) -> dict[str, Any]:
+        if self.profile.endpoint != "chat":
+            return {"model": model, "prompt": " ".join(messages)}
+        roles = cycle(("user", "assistant"))
+        return {
+            "model": model,
+            "messages": [
+                {"role": role, "content": content}
+                for role, content in zip(roles, messages, strict=False)
+            ],
+        }
 
-    def _text(self, prompt: str) -> dict[str, Any]:
-        if self.profile.endpoint == "chat":
-            messages = [{"role": "user", "content": prompt}]
-            return {"model": self.profile.model, "messages": messages}
-        return {"model": self.profile.model, "prompt": prompt}
-
-    def _request(self, name: str) -> bytes:
+    def _request(self, one: Planned, name: str) -> bytes:
         body = {
-            **self._text(self.prompts.draw(self.profile.prompt_tokens)),
+            **self._body(one.model, self._messages(one)),
             # Always sent: a model's generation_config.json may say otherwise.
             "temperature": 0,
-            "max_tokens": self.profile.output_tokens,
+            "max_tokens": one.output_tokens,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
@@ -173,57 +253,19 @@ class Generator:
         )
         return head.encode() + data
 
-    def _send(self, exchange: Exchange, request: bytes) -> None:
-        """One request, sent once, whatever happens: a retry would hide a failure."""
-        connection = None
-        stage = "connect"
-        try:
-            with gevent.Timeout(self.profile.timeout_s, TimeoutError):
-                exchange.sent = now = time.perf_counter_ns()
-                if exchange.phase == "measure" and now - exchange.scheduled > self._late_ns:
-                    self._late += 1
-                connection = self._connection(exchange)
-                stage = "reset"
-                connection.sendall(request)
-                feed, receive = exchange.response.feed, connection.recv
-                while True:
-                    data = receive(65536)
-                    now = time.perf_counter_ns()
-                    if not data or feed(now, data):
-                        break
-        except TimeoutError:
-            exchange.failure = "timeout"
-            exchange.detail = f"no end within {self.profile.timeout_s:g} s ({stage})"
-        except BadResponse as error:
-            exchange.failure, exchange.detail = "bad_http", str(error)
-        except OSError as error:
-            exchange.failure, exchange.detail = stage, str(error)
-        exchange.end = time.perf_counter_ns()
-        if connection is not None:
-            if exchange.failure is None and exchange.response.keeps_alive:
-                self._idle.append((time.monotonic(), connection))
-            else:
-                connection.close()
-        self._on_end(exchange)
+    def _messages(self, one: Planned) -> list[str]:
+        """What the engine counts as about the planned tokens, a chat's template included, which
+        goes off the end of the first message. (No text has fewer than three words.)"""
+        first = one.messages[0][-1]
 
-    def _connection(self, exchange: Exchange) -> Any:
-        """An idle connection, if there is a fresh one, else a new one."""
-        while self._idle:
-            since, connection = self._idle.pop()
-            if time.monotonic() - since < IDLE_SECONDS and _is_open(connection):
-                exchange.reused = True
-                exchange.connected = exchange.sent
-                return connection
-            connection.close()
-        connection = socket.socket(self.family, socket.SOCK_STREAM)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.connect(self.address)
-        except BaseException:
-            connection.close()
-            raise
-        exchange.connected = time.perf_counter_ns()
-        return connection
+        def words(part: Text) -> int:
+            tokens = part.tokens - (self.tokens.template if part is first else 0)
+            return round(tokens / self.tokens.per_word)
+
+        return [
+            " ".join(text(self.run, part.key, words(part)) for part in message)
+            for message in one.messages
+        ]
 
     def _sample(self) -> None:
         """Reads /metrics every half second, over a connection of its own; parsed later."""
@@ -246,12 +288,5 @@ class Generator:
         return samples
 
 
-def _is_open(connection: Any) -> bool:
-    """Whether an idle connection has neither been closed by the server nor anything to read."""
-    try:
-        connection._sock.recv(1, socket.MSG_PEEK)  # gevent's own recv would wait
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+def _lag(exchange: Exchange) -> int:
+    return (exchange.sent or 0) - exchange.scheduled

@@ -19,6 +19,12 @@ def requests_of_step(rate: float, profile: Profile) -> int:
     return max(round(rate * profile.step_seconds), fewest_requests(profile.slo.attainment))
 
 
+def window_ns(rate: float, profile: Profile) -> int:
+    """From the start of a window's warm-up to its end."""
+    measured = int(requests_of_step(rate, profile) / rate * 1e9)
+    return int(profile.warmup_seconds * 1e9) + measured
+
+
 def longest_seconds(profile: Profile) -> float:
     """The most that climb() can take, each window repeated as often as it may be."""
     return sum(

@@ -3,19 +3,23 @@
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 [--headless]
 
 Locust gives its command line, console and web page. Its users and wait times are not used: they
-are a closed loop, in which a slow answer delays the next request and so hides itself. One user
-runs the whole ladder, and generator.py starts a greenlet for each arrival.
+are a closed loop, in which a slow answer delays the next request and so hides itself. A greenlet
+runs the whole ladder, and generator.py starts another for each arrival. Where one core can't send
+the load, `--processes N`, or `--master --expect-workers N` and N times `--worker`, share it.
 """
 
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gevent
+from gevent import Greenlet
 from locust import User, events, task
 from locust.env import Environment
-from locust.exception import StopUser
+from locust.runners import MasterRunner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,16 +29,17 @@ from loadtests.answer import Exchange, Row
 from loadtests.benchmark import run
 from loadtests.engine import Engine, LoadTestError
 from loadtests.generator import PATHS
-from loadtests.profile import Profile, ProfileError, describe, load_profile
+from loadtests.profile import Profile, ProfileError, describe, load_profile, with_trace
 from loadtests.result import Verdict
+from loadtests.workers import Worker, Workers
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
 NO_VERDICT, USAGE = 3, 2
 # Profile fields that are flags of the same name.
-_TRAFFIC = (
-    "endpoint step_seconds warmup_seconds arrival gamma_shape seed prompt_tokens output_tokens"
+TRAFFIC = (
+    *("endpoint", "step_seconds", "warmup_seconds", "arrival", "gamma_shape", "seed"),
+    "timeout_s",
 )
-TRAFFIC = [*_TRAFFIC.split(), "timeout_s"]
 LIMITS = ("ttft_p95_ms", "itl_p95_ms", "error_rate", "required_rate")
 log = logging.getLogger("loadtests")
 
@@ -50,11 +55,20 @@ def add_options(parser: Any) -> None:
     add("--rates", default="1,2,4,8,16", help="ladder of arrival rates, req/s")
     add("--step-seconds", type=float, default=30, help="least load at each rate")
     add("--warmup-seconds", type=float, default=5, help="load before each step, not counted")
-    add("--arrival", choices=["poisson", "constant", "gamma"], default="poisson", help="process")
+    arrivals = ["poisson", "constant", "gamma", "trace"]
+    add("--arrival", choices=arrivals, default="poisson", help="process of the arrivals")
     add("--gamma-shape", type=float, default=1.0, help="below 1: burstier than Poisson")
     add("--seed", type=int, default=1, help="of the arrivals")
-    add("--prompt-tokens", type=int, default=64, help="length of a prompt")
-    add("--output-tokens", type=int, default=16, help="length of an answer")
+    lengths = "a number, uniform:MIN:MAX, lognormal:MEDIAN:P95:MAX, or trace"
+    add("--prompt-tokens", default="64", help=f"length of a prompt: {lengths}")
+    add("--output-tokens", default="16", help=f"length of an answer: {lengths}")
+    add("--trace", default="", help="JSON lines: timestamp, input_length, output_length, hash_ids")
+    add("--trace-prefixes", action="store_true", help="equal hash_ids are equal text")
+    add("--shared-prefix-tokens", type=int, default=0, help="common start of the prompts")
+    add("--shared-prefixes", type=int, default=1, help="how many such starts there are")
+    add("--turns", type=int, default=1, help="of each conversation, with endpoint chat")
+    add("--think-s", type=float, default=5, help="least pause between two turns")
+    add("--models", default="", help="names with weights, LoRA adapters too: base=3,adapter=1")
     add("--ttft-p95-ms", type=float, default=500, help="SLO")
     add("--itl-p95-ms", type=float, default=200, help="SLO")
     add("--error-rate", type=float, default=0.0, help="SLO: share that may fail")
@@ -65,58 +79,84 @@ def add_options(parser: Any) -> None:
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
-def start_without_verdict(environment: Environment, **_: Any) -> None:
-    """An interrupted run has no verdict."""
-    environment.process_exit_code = NO_VERDICT
-
-
-def refuse_workers(arguments: list[str]) -> None:
-    """Half of the arrivals, sent by one of two workers, would be judged as if they were all."""
-    for flag in ("--processes", "--master", "--worker"):
-        if any(argument.partition("=")[0] == flag for argument in arguments):
-            # Now and not in an event: Locust would have forked its workers by then.
-            sys.exit(f"{flag}: several workers are not supported yet, leave it out")
-
-
-refuse_workers(sys.argv)
+def set_up(environment: Environment, **_: Any) -> None:
+    """Master and workers can talk from now on, and a test's start is the benchmark's."""
+    runner = environment.runner
+    on: Any = environment.events
+    if isinstance(runner, WorkerRunner):
+        worker = Worker(runner, lambda path: _on_end(environment, path))
+        on.test_stop.add_listener(lambda **_: worker.stop())
+        return
+    environment.process_exit_code = NO_VERDICT  # that of an interrupted run
+    benchmark = Benchmark(
+        environment, Workers(runner) if isinstance(runner, MasterRunner) else None
+    )
+    on.test_start.add_listener(benchmark.start)
+    on.test_stopping.add_listener(benchmark.stop)
 
 
 class Replica(User):
-    """Stands for the replica under test: its one task offers it the whole ladder of loads."""
+    """Stands for the replica under test on Locust's page; it sends nothing by itself."""
 
     fixed_count = 1
 
     @task
-    def benchmark(self) -> None:
-        """Runs the benchmark, then ends the test."""
-        environment = self.environment
+    def wait_for_the_end(self) -> None:
+        """The load comes from the generator's greenlets."""
+        gevent.sleep(3600)
+
+
+class Benchmark:
+    """Runs with Locust's test, in a greenlet of the master or of the only process."""
+
+    def __init__(self, environment: Environment, workers: Workers | None) -> None:
+        self._environment = environment
+        self._workers = workers
+        self._greenlet: Greenlet | None = None
+
+    def start(self, **_: Any) -> None:
+        """Starts it beside Locust's test."""
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self, **_: Any) -> None:
+        """Ends it with Locust's test, whoever stopped that."""
+        if self._greenlet is None or self._greenlet is gevent.getcurrent():
+            return
+        if self._workers is not None and not self._workers.alive:
+            lost = LoadTestError("WorkersLost", "every worker died", "Look at their logs.")
+            self._greenlet.kill(lost, block=False)
+        else:
+            self._greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        environment = self._environment
         options = environment.parsed_options
+        code = NO_VERDICT
         try:
-            code = _benchmark(environment, options)
+            code = _benchmark(environment, options, self._workers)
         except ProfileError as error:
             _say_error(options, "ProfileError", str(error), "Correct the profile.")
             code = USAGE
         except LoadTestError as error:
             _say_error(options, error.name, str(error), error.next_step)
-            code = NO_VERDICT
+        except Exception:
+            log.exception("the benchmark failed")
         environment.process_exit_code = code
-        if environment.web_ui:
-            environment.runner.stop()
-        else:
-            environment.runner.quit()
-        raise StopUser
+        runner = environment.runner
+        assert runner is not None, "it has started this"
+        runner.stop() if environment.web_ui else runner.quit()
 
 
-def _benchmark(environment: Environment, options: Any) -> int:
-    profile = _profile(environment.host, options)
-    path = PATHS[profile.endpoint]
+def _on_end(environment: Environment, path: str) -> Callable[[Exchange], None]:
+    """Tells Locust's statistics of a request as it ends."""
     fire: Any = environment.events.request.fire
 
     def on_end(exchange: Exchange) -> None:
         # Cheap, while load runs; what the bytes mean is read when the window is over.
         failure = exchange.failure
         if failure is None and exchange.response.status != 200:
-            failure = f"http_{exchange.response.status}"
+            status = exchange.response.status
+            failure = "closed_early" if status is None else f"http_{status}"
         end = exchange.end or exchange.scheduled
         fire(
             request_type="POST",
@@ -126,6 +166,15 @@ def _benchmark(environment: Environment, options: Any) -> int:
             exception=RuntimeError(failure) if failure else None,
             context={},
         )
+
+    return on_end
+
+
+def _benchmark(environment: Environment, options: Any, workers: Workers | None) -> int:
+    profile = _profile(environment.host, options)
+    count = 1 if workers is None else workers.gather(options.expect_workers)
+    profile = profile.model_copy(update={"workers": count if count > 1 else None})
+    fire: Any = environment.events.request.fire
 
     def on_row(row: Row) -> None:
         fire(
@@ -143,7 +192,9 @@ def _benchmark(environment: Environment, options: Any) -> int:
         else:
             log.info(message)
 
-    result, rows = run(profile, progress, on_end, on_row)
+    offer = None if workers is None else workers.offer
+    on_end = _on_end(environment, PATHS[profile.endpoint])
+    result, rows = run(profile, progress, on_end, on_row, offer)
     if options.out:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,16 +223,43 @@ def _profile(host: str | None, options: Any) -> Profile:
             "rates": [float(rate) for rate in options.rates.split(",")],
             "slo": {name: getattr(options, name) for name in LIMITS},
             **{name: getattr(options, name) for name in TRAFFIC},
+            **_traffic(options),
         }
-        profile = Profile.model_validate(given)
+        profile = with_trace(Profile.model_validate(given), Path.cwd(), "flags")
     except ValidationError as error:
         raise ProfileError(describe(error, "flags")) from None
     except ValueError as error:
-        raise ProfileError(f"--rates: {error}; write e.g. 1,2,4") from None
+        raise ProfileError(f"flags: {error}; write e.g. --rates 1,2,4") from None
     if options.model:
         return profile
     model = Engine(profile.base_url, profile.timeout_s).facts("").model
     return profile.model_copy(update={"model": model})
+
+
+def _traffic(options: Any) -> dict[str, Any]:
+    """The fields of a profile that one flag, or several, stand for in short. Raises ValueError."""
+    trace = {"path": options.trace, "prefixes": options.trace_prefixes}
+    shared = {"tokens": options.shared_prefix_tokens, "count": options.shared_prefixes}
+    weights = [one.partition("=") for one in options.models.split(",") if one]
+    return {
+        "prompt_tokens": _lengths(options.prompt_tokens),
+        "output_tokens": _lengths(options.output_tokens),
+        "trace": trace if options.trace else None,
+        "shared_prefix": shared if options.shared_prefix_tokens else None,
+        "conversations": {"turns": options.turns, "think_s": options.think_s}
+        if options.turns > 1
+        else None,
+        "models": {name: weight or 1 for name, _, weight in weights} or None,
+    }
+
+
+def _lengths(given: str) -> Any:
+    """64, uniform:8:64, lognormal:200:900:4000 or trace, as the profile has it."""
+    law, *numbers = given.split(":")
+    names = {"uniform": ("min", "max"), "lognormal": ("median", "p95", "max")}.get(law, ())
+    if names and len(names) == len(numbers):
+        return {law: {name: int(number) for name, number in zip(names, numbers, strict=True)}}
+    return int(given) if given.isdigit() else given
 
 
 def _say_error(options: Any, name: str, message: str, next_step: str) -> None:

@@ -6,7 +6,7 @@ vocabulary. How many tokens they really are the engine says (`usage`), before th
 """
 
 import random
-import secrets
+from dataclasses import dataclass
 
 # 256 words: three of them count to 16.7 million.
 _TEXT = (
@@ -30,28 +30,22 @@ _TEXT = (
 WORDS = _TEXT.split()
 
 
-class Prompts:
-    """Draws prompts for one run. `tokens_per_word` and `overhead` come from calibrate()."""
+@dataclass(frozen=True)
+class Tokens:
+    """What a word, and the chat template's own text, cost in tokens."""
 
-    def __init__(self, seed: int) -> None:
-        # Two runs with one seed offer the same load, but must not share prompts.
-        self._next = secrets.randbelow(256**3)
-        self._rng = random.Random(f"{seed} {self._next}")
-        self.tokens_per_word = 1.0
-        self.overhead = 0.0
+    per_word: float = 1.0
+    template: float = 0.0
 
-    def words(self, count: int) -> str:
-        """A prompt of `count` words; the first three number it."""
-        self._next = (self._next + 0x9E3779) % 256**3
-        first = [WORDS[self._next >> shift & 255] for shift in (0, 8, 16)]
-        return " ".join([*first, *self._rng.choices(WORDS, k=max(0, count - 3))])
 
-    def calibrate(self, few: tuple[int, int], many: tuple[int, int]) -> None:
-        """From two (words, tokens as the engine counted them): what a word and the chat
-        template's own text cost."""
-        self.tokens_per_word = max(0.1, (many[1] - few[1]) / (many[0] - few[0]))
-        self.overhead = max(0.0, many[1] - self.tokens_per_word * many[0])
+def calibrated(few: tuple[int, int], many: tuple[int, int]) -> Tokens:
+    """From two prompts' (words, tokens as the engine counted them)."""
+    per_word = max(0.1, (many[1] - few[1]) / (many[0] - few[0]))
+    return Tokens(per_word, max(0.0, many[1] - per_word * many[0]))
 
-    def draw(self, tokens: int) -> str:
-        """A prompt that the engine counts as about `tokens` tokens, template included."""
-        return self.words(max(3, round((tokens - self.overhead) / self.tokens_per_word)))
+
+def text(run: str, key: int, words: int) -> str:
+    """`words` words, at least three: those number it by its `key`, below 256³."""
+    first = [WORDS[key >> shift & 255] for shift in (0, 8, 16)]
+    rest = random.Random(f"{run} {key}").choices(WORDS, k=max(0, words - 3))
+    return " ".join([*first, *rest])

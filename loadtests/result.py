@@ -49,12 +49,27 @@ class ServerLoad(_Closed):
     prefix_hit_share: float | None
 
 
+class ModelStep(_Closed):
+    """One model's, or LoRA adapter's, part of a step with several; as the step's fields."""
+
+    scheduled: int
+    failed: int
+    ttft_ms: Quantiles
+    itl_ms: Quantiles
+    attainment: float
+    attainment_low: float
+    attainment_high: float
+    verdict: Verdict
+    reason: str
+
+
 class Step(_Closed):
     """One rate of the ladder. Failed requests count as infinitely slow, and miss the SLO.
 
     `attainment_low`, `attainment_high`: Wilson's bounds, each at 95 %. `send_lag_p99_ms`: how
     late requests were sent. `generator_cpu`: share of one core. `repeats`: how many valid windows
-    were pooled; `discarded`: why others were thrown away. `misses`: failures by kind.
+    were pooled; `discarded`: why others were thrown away. `misses`: failures by kind. `models`: by
+    name, where the profile has several.
     """
 
     rate_asked: float
@@ -82,6 +97,7 @@ class Step(_Closed):
     discarded: tuple[str, ...]
     verdict: Verdict
     reason: str
+    models: dict[str, ModelStep] = {}
 
 
 class Capacity(_Closed):

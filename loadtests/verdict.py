@@ -10,13 +10,14 @@ from catalog.model import Slo
 from loadtests.answer import Row
 from loadtests.engine import Sample
 from loadtests.profile import Profile
-from loadtests.result import Capacity, Quantiles, ServerLoad, Step, Verdict
+from loadtests.result import Capacity, ModelStep, Quantiles, ServerLoad, Step, Verdict
 
 Z = 1.645  # each bound alone is wrong in 5 % of cases
 LAG_FLOOR_MS = 5.0
 LAG_SHARE_OF_TTFT = 0.02
 ACHIEVED_LEAST = 0.99
 GENERATOR_CPU_MOST = 0.80
+STOOD_STILL_MOST = 0.01
 PREFIX_HITS_MOST = 0.01
 WRONG_LENGTH_MOST = 0.01
 # A window that grows: significant slope, and a growth that matters beside the SLO.
@@ -29,6 +30,7 @@ class Window:
     """Load at one rate, measured once. Rows of its warm-up are in `rows` too. Times in ns.
 
     `cpu`: share of one core that the generator used. `samples`: the engine's metrics meanwhile.
+    `problem`: why it can't be trusted, where the workers that offered it already know.
     """
 
     rate: float
@@ -37,6 +39,7 @@ class Window:
     rows: tuple[Row, ...]
     cpu: float
     samples: tuple[Sample, ...]
+    problem: str = ""
 
     @property
     def measured(self) -> list[Row]:
@@ -94,6 +97,8 @@ def _gap_ms(row: Row) -> float:
 
 def untrusted(window: Window, profile: Profile) -> str:
     """Why no verdict may be drawn from a window; empty if one may."""
+    if window.problem:
+        return window.problem
     rows = window.measured
     lag = _send_lag_p99_ms(rows)
     lag_most = most_lag_ms(profile.slo)
@@ -107,12 +112,13 @@ def untrusted(window: Window, profile: Profile) -> str:
             f"the generator used {window.cpu:.0%} of its core, at most "
             f"{GENERATOR_CPU_MOST:.0%} allowed"
         )
-    good = [row for row in rows if not row.error and row.usage]
-    wrong = [row for row in good if row.tokens_out != profile.output_tokens]
+    # Without `usage` each chunk counts as a token.
+    wrong = [row for row in rows if not row.error and row.tokens_out != row.tokens_asked]
     if len(wrong) > WRONG_LENGTH_MOST * len(rows):
         return (
-            f"{len(wrong)} of {len(rows)} answers don't have the {profile.output_tokens} tokens "
-            f"asked for, one has {wrong[0].tokens_out}: does the engine heed ignore_eos?"
+            f"{len(wrong)} of {len(rows)} answers don't have the tokens asked for, one has "
+            f"{wrong[0].tokens_out} {'tokens' if wrong[0].usage else 'chunks, without usage,'} "
+            f"and not {wrong[0].tokens_asked}: does the engine heed ignore_eos?"
         )
     return ""
 
@@ -120,6 +126,19 @@ def untrusted(window: Window, profile: Profile) -> str:
 def most_lag_ms(slo: Slo) -> float:
     """How late the generator may send, at the 99th percentile, in ms."""
     return max(LAG_FLOOR_MS, LAG_SHARE_OF_TTFT * slo.ttft_p95_ms)
+
+
+def stood_still(late_ns: int, of_ns: int) -> str:
+    """Why a generator that could do nothing for `late_ns` can't be trusted; empty if it can.
+
+    Sends alone don't tell: between them it may stand still while answers come.
+    """
+    if late_ns <= STOOD_STILL_MOST * of_ns:
+        return ""
+    return (
+        f"the generator stood still for {late_ns / 1e9:.2f} s of {of_ns / 1e9:.1f} s: it was "
+        "stopped, or its machine is busy"
+    )
 
 
 def late_sends_that_spoil(requests: int) -> int:
@@ -138,8 +157,9 @@ def achieved_rate(window: Window) -> float:
 def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str]) -> Step:
     """One step of the ladder from its valid windows, pooled.
 
-    Where there is none, pass the last invalid one: its step is invalid, for the last reason in
-    `discarded`.
+    Of several models each must not fail for itself, though its part may be too small for a pass.
+    Where there is no valid window, pass the last invalid one: its step is invalid, for the last
+    reason in `discarded`.
     """
     rows = [row for window in windows for row in window.measured]
     slo, rate = profile.slo, windows[0].rate
@@ -147,17 +167,24 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
     low, high = wilson(met, len(rows))
     seconds = sum(window.seconds for window in windows)
     misses = Counter(row.error for row in rows if row.error)
+    models = {
+        name: _judge_model([row for row in rows if row.model == name], slo)
+        for name in sorted({row.model for row in rows} if profile.models else ())
+    }
     ttft = quantiles([row.ttft_ms for row in rows])
     reason = untrusted(windows[-1], profile)
     verdict: Verdict
     if reason:
         verdict = "invalid"
     else:
-        verdict, reason = _decide(rows, misses, slo)
+        verdict, reason = _decide(rows, slo)
         growth = _growth_ms(windows[-1])
         if verdict == "pass" and growth > SLOPE_SHARE_OF_TTFT * slo.ttft_p95_ms:
             verdict = "inconclusive"
             reason = f"not steady: TTFT grew by {growth:.0f} ms over the window; load longer"
+        missed = [f"{name}: {m.reason}" for name, m in models.items() if m.verdict == "fail"]
+        if verdict == "pass" and missed:
+            verdict, reason = "fail", "; ".join(missed)
     chunk_gaps = [gap for row in rows for gap in row.chunk_gaps_ms]
     chunks = sum(row.chunks for row in rows)
     return Step(
@@ -188,10 +215,29 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
         discarded=tuple(discarded),
         verdict=verdict,
         reason=reason,
+        models=models,
     )
 
 
-def _decide(rows: Sequence[Row], misses: Counter[str], slo: Slo) -> tuple[Verdict, str]:
+def _judge_model(rows: Sequence[Row], slo: Slo) -> ModelStep:
+    met = sum(meets(row, slo) for row in rows)
+    low, high = wilson(met, len(rows))
+    verdict, reason = _decide(rows, slo)
+    return ModelStep(
+        scheduled=len(rows),
+        failed=sum(row.error is not None for row in rows),
+        ttft_ms=quantiles([row.ttft_ms for row in rows]),
+        itl_ms=quantiles([gap for row in rows for gap in row.token_gaps_ms]),
+        attainment=round(met / len(rows), 4),
+        attainment_low=round(low, 4),
+        attainment_high=round(high, 4),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _decide(rows: Sequence[Row], slo: Slo) -> tuple[Verdict, str]:
+    misses = Counter(row.error for row in rows if row.error)
     met, scheduled, failed = sum(meets(row, slo) for row in rows), len(rows), misses.total()
     low, high = wilson(met, scheduled)
     share = f"{met} of {scheduled} requests met the SLO ({met / scheduled:.1%})"
@@ -289,6 +335,13 @@ def prefix_hits(first: Sample, last: Sample, template_tokens: float, requests: i
             "another client uses the same engine, or prompts repeat"
         )
     return ""
+
+
+def hit_share(first: Sample, last: Sample) -> float | None:
+    """Share of the prompt tokens that the engine's prefix cache had; None if it doesn't say."""
+    asked = last["prefix_cache_queries_total"] - first["prefix_cache_queries_total"]
+    hits = last["prefix_cache_hits_total"] - first["prefix_cache_hits_total"]
+    return round(hits / asked, 4) if asked > 0 else None
 
 
 def restarted(samples: Sequence[Sample]) -> bool:

@@ -222,14 +222,19 @@ def _models(cluster: ClusterSpec) -> Obj:
     }
 
 
-def benchmark_job(release: Release, profile_json: str, *, deadline_s: int) -> tuple[Obj, Obj]:
+def benchmark_job(
+    release: Release, profile_json: str, trace: str = "", *, deadline_s: int
+) -> tuple[Obj, Obj]:
     """The ConfigMap with the load profile, and the Job that runs it within `deadline_s`.
 
+    `trace`: the content of the trace that the profile names as trace.jsonl, if it names one.
+
     It asks the candidate's Pod directly: a proxy would falsify the times. No CPU limit: throttling
-    would too.
+    would too. Several workers are asked for because one core is too little: each gets one.
     """
     model, cluster = release.model, release.cluster
-    config = {"profile.json": profile_json}
+    workers = model.traffic.workers
+    config = {"profile.json": profile_json} | ({"trace.jsonl": trace} if trace else {})
     name = f"{model.object_name}-benchmark-{content_hash({'data': config, 'of': release.name})}"
     profile: Obj = {
         "apiVersion": "v1",
@@ -242,7 +247,13 @@ def benchmark_job(release: Release, profile_json: str, *, deadline_s: int) -> tu
         "data": config,
     }
     container = {
-        **_program(cluster, "benchmark", cpu="500m", memory="512Mi", limit="2Gi"),
+        **_program(
+            cluster,
+            "benchmark",
+            cpu="500m" if workers == 1 else str(workers),
+            memory=f"{512 * workers}Mi",
+            limit=f"{2 * workers}Gi",
+        ),
         "command": _command("loadtests", "--profile", "/profile/profile.json", "--out", "/out"),
         "env": env(SCRATCH_ENV),
         "volumeMounts": [

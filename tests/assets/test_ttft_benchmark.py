@@ -17,8 +17,9 @@ from assets.ttft_benchmark import (
     verdict,
     write_report,
 )
+from catalog.lengths import Lengths
 from catalog.load import catalog
-from catalog.model import Slo, Traffic
+from catalog.model import Slo, Trace, Traffic
 from k8s.gpus import Gpu
 from k8s.manifests import Release
 from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
@@ -35,7 +36,7 @@ SMOKE = SmokeReport(
 )
 
 SLO = Slo(ttft_p95_ms=500, itl_p95_ms=200, required_rate=4)
-TRAFFIC = Traffic(prompt_tokens=64, output_tokens=16, rates=(4, 12))
+TRAFFIC = Traffic(prompt_tokens=Lengths(fixed=64), output_tokens=Lengths(fixed=16), rates=(4, 12))
 
 
 def release(model: str = "smollm2-135m", **changes: Any) -> Release:
@@ -48,6 +49,21 @@ def load(
     of: Release | None = None, rollout: Rollout = ROLLOUT, shared_gpus: bool = False
 ) -> Profile:
     return profile(of or release(), rollout, SMOKE, shared_gpus=shared_gpus)
+
+
+def test_lengths_and_workers_reach_the_profile() -> None:
+    lengths = Lengths.model_validate({"lognormal": {"median": 50, "p95": 200, "max": 900}})
+    traffic = TRAFFIC.model_copy(update={"prompt_tokens": lengths, "workers": 4})
+    found = load(release(traffic=traffic))
+    assert (found.prompt_tokens, found.output_tokens.fixed, found.workers) == (lengths, 16, 4)
+    traced = TRAFFIC.model_copy(
+        update={"arrival": "trace", "trace": Trace(path="chat.jsonl", block_tokens=16)}
+    )
+    trace = load(release(traffic=traced)).trace
+    assert trace is not None
+    assert (trace.path, trace.block_tokens) == ("trace.jsonl", 16)
+    # One process is no field of a profile: those that were recorded before must be equal.
+    assert "workers" not in load().model_dump(exclude_none=True)
 
 
 def step(rate: float, verdict: Verdict, ttft_p95: float | None) -> Step:

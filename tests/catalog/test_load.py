@@ -64,9 +64,50 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         ("start_seconds_min: 60", "start_seconds_min: 601", "601 is above start_seconds_max (600)"),
         ("  memory: 512Mi", "  memory: '0'", "resources.memory: '0' is no Kubernetes quantity"),
         ("growth: 0.02", "growth: .inf", "scaling.growth: Input should be a finite number"),
-        ("prompt_tokens: 64", "prompt_tokens: 2", "traffic.prompt_tokens: Input should be greater"),
+        (
+            "prompt_tokens: 64",
+            "prompt_tokens: 2",
+            "traffic.prompt_tokens: 2 tokens can't be unique",
+        ),
         ("timeout_seconds: 20", "timeout_seconds: 0.5", "traffic.timeout_seconds: 0.5 s must be"),
         ("prompt_tokens: 64", "prompt_tokens: 2033", "2049 tokens, --max-model-len allows 2048"),
+        (
+            "output_tokens: 16",
+            "output_tokens: many",
+            "traffic.output_tokens: must be a number, unif",
+        ),
+        ("output_tokens: 16", "output_tokens: trace", "traffic.output_tokens: is to come from a"),
+        ("arrival: poisson", "trace: {path: x.jsonl}", "traffic.trace: nothing comes from it"),
+        (
+            "arrival: poisson",
+            "trace: {path: ../x.jsonl}\n  arrival: trace",
+            "traffic.trace.path: String should match",
+        ),
+        (
+            "arrival: poisson",
+            "trace: {path: x.jsonl, prefixes: true}\n  arrival: trace",
+            "traffic.trace.prefixes: need prompt_tokens: trace",
+        ),
+        (
+            "arrival: poisson",
+            "trace: {path: x.jsonl}\n  arrival: trace",
+            "x.jsonl: can't be read: No such file",
+        ),
+        (
+            "output_tokens: 16",
+            "output_tokens: {uniform: {min: 9, max: 3}}",
+            "traffic.output_tokens.uniform.min: 9 is above max (3)",
+        ),
+        (
+            "output_tokens: 16",
+            "output_tokens: {lognormal: {median: 9, p95: 90, most: 99}}",
+            "lognormal.most: is no field here; allowed: median, p95, max",
+        ),
+        (
+            "prompt_tokens: 64",
+            "prompt_tokens: {lognormal: {median: 200, p95: 900, max: 4000}}",
+            "4016 tokens, --max-model-len allows 2048",
+        ),
         ("  growth: 0.02", "  max_replicas: 2", "'max_replicas' stands here twice"),
         ("smoke:", "smoke: [}", "is not valid YAML"),
         ("revision: main", "name: x\nrevision: main", "name: is taken from the file's name"),
@@ -161,6 +202,27 @@ def test_the_load_must_fit_into_the_context(folder: Path, args: str, fits: bool)
         load_catalog(folder)
     else:
         assert "traffic.prompt_tokens: with output_tokens these are 80 tokens" in refusal(folder)
+
+
+TRACED = "arrival: trace\n  trace: {path: chat.jsonl}"
+RECORDED = '{"timestamp": %d, "input_length": %d, "output_length": 9}\n'
+
+
+def test_a_trace_lies_beside_the_model(folder: Path) -> None:
+    edit(folder, "models/smollm2-135m.yaml", "arrival: poisson", TRACED)
+    edit(folder, "models/smollm2-135m.yaml", "prompt_tokens: 64", "prompt_tokens: trace")
+    trace = folder / "models" / "chat.jsonl"
+    trace.write_text("".join(RECORDED % (at, 10 + at) for at in range(3)))
+    traffic = load_catalog(folder).model("smollm2-135m").traffic
+    assert traffic.trace is not None
+    assert traffic.prompt_tokens.trace
+    trace.write_text(RECORDED % (0, 10) + RECORDED % (1, 2033))
+    assert "2049 tokens, --max-model-len allows 2048" in refusal(folder)
+    trace.write_text(RECORDED % (0, 10) + '{"timestamp": 1}\n')
+    assert "traffic.trace.path: " in refusal(folder)
+    assert "chat.jsonl:2: input_length: must be a whole number" in refusal(folder)
+    trace.write_text((RECORDED % (0, 10)) * 20_000)
+    assert "at most 900000 fit into the ConfigMap" in refusal(folder)
 
 
 def test_a_missing_field_is_named(folder: Path) -> None:

@@ -35,6 +35,7 @@ def make_row(
     lag_ms: float = 0.1,
     phase: Any = "measure",
     tokens: int = 4,
+    model: str = "m",
 ) -> Row:
     at = int(at_ms * MS)
     times = [int((ttft_ms + gap_ms * i) * MS) for i in range(tokens)]
@@ -62,6 +63,8 @@ def make_row(
         usage=True,
         chunk_ns=tuple(times),
         chunk_tokens=(1.0,) * tokens,
+        tokens_asked=4,
+        model=model,
     )
 
 

@@ -1,11 +1,13 @@
 """Each kind of stream is counted as what it is."""
 
 import json
+import random
 from typing import Any
 
 import pytest
 
 from loadtests.answer import Exchange, Row, read_answer
+from loadtests.response import BadResponse
 from tests.loadtests.servers import chunked
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
@@ -34,14 +36,14 @@ USAGE_2 = event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": 2})
 
 def read(*events: bytes, end: bool = True, head: bytes = HEAD) -> Row:
     """The row of a stream whose events came at 10, 20, … ms after the scheduled time 0."""
-    exchange = Exchange(0, 0, "measure", sent=0, connected=0)
+    exchange = Exchange(0, 0, "measure", "m", sent=0, connected=0)
     exchange.response.feed(5 * MS, head)
     for number, data in enumerate(events, 1):
         exchange.response.feed(number * 10 * MS, chunked(data))
     if end:
         exchange.response.feed(10_000 * MS, b"0\r\n\r\n")
     exchange.end = 10_000 * MS
-    return read_answer(exchange, 4.0, 0, "m")
+    return read_answer(exchange, 4.0, 0)
 
 
 def test_completions_stream() -> None:
@@ -137,7 +139,7 @@ def test_cut_off_in_the_stream() -> None:
 
 
 def test_cut_off_before_a_response() -> None:
-    assert read_answer(Exchange(0, 0, "measure"), 1.0, 0, "m").error == "closed_early"
+    assert read_answer(Exchange(0, 0, "measure", "m"), 1.0, 0).error == "closed_early"
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
@@ -172,10 +174,125 @@ def test_invalid_utf8_is_no_crash() -> None:
     assert row.error is None
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[1, 2]",
+        b"null",
+        b'"text"',
+        b'{"model": "m", "choices": "none"}',
+        b'{"model": "m", "choices": 7}',
+        b'{"model": "m", "choices": [null]}',
+        b'{"model": "m", "choices": [{"delta": "a"}]}',
+        b'{"model": "m", "choices": [{"delta": ["a"]}]}',
+        b"[" * 100_000,
+    ],
+)
+def test_json_of_another_shape_is_a_miss(data: bytes) -> None:
+    row = read(text("a", 1), b"data: " + data + b"\n\n", DONE)
+    assert (row.error, row.ttft_ms) == ("bad_json", float("inf"))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        "none",
+        [3],
+        {},
+        {"completion_tokens": "2", "prompt_tokens": None},
+        {"completion_tokens": -2},
+        {"completion_tokens": 1e99},
+        {"completion_tokens": 10**40},
+    ],
+)
+def test_usage_that_is_none_counts_chunks(usage: Any) -> None:
+    chunk = {"index": 0, "text": "a", "finish_reason": None}
+    row = read(event(choices=[chunk], usage=usage), event(choices=[chunk], usage=usage), DONE)
+    assert (row.error, row.usage, row.tokens_in, row.tokens_out) == (None, False, None, 2)
+
+
+def test_error_as_older_engines_write_it() -> None:
+    row = read(text("a", 1), event(object="error", message="too long", code=400), DONE)
+    assert row.error == "error_event"
+    assert "too long" in row.detail
+
+
+def test_a_finish_reason_of_another_shape() -> None:
+    choice = {"index": 0, "text": "a", "finish_reason": ["stop"]}
+    assert read(event(choices=[choice]), DONE).error is None
+
+
+def test_a_stream_is_one_however_its_type_is_spelt() -> None:
+    head = HEAD.replace(b"text/event-stream", b"Text/Event-Stream")
+    assert read(text("a", 1), DONE, head=head).error is None
+
+
+KINDS = {
+    *(None, "bad_http", "bad_json", "closed_early", "empty", "error_event", "given_up"),
+    *("no_done", "not_streamed", "wrong_model"),
+}
+SAMPLE = HEAD + b"".join(
+    map(
+        chunked,
+        (
+            b": ping\n\n",
+            delta(0, role="assistant", content=""),
+            delta(1, reasoning="hm"),
+            delta(3, content="é b"),
+            text(" c", 4, "length"),
+            USAGE_2,
+            DONE,
+        ),
+    )
+)
+
+
+def broken(rng: random.Random) -> bytes:
+    """A stream with some bytes changed, lost or doubled."""
+    data = bytearray(SAMPLE + b"0\r\n\r\n")
+    for _ in range(rng.randint(0, 6)):
+        at = rng.randrange(len(data))
+        change = rng.randrange(4)
+        if change == 0:
+            data[at] = rng.randrange(256)
+        elif change == 1:
+            del data[at : at + rng.randint(1, 40)]
+        elif change == 2:
+            data[at:at] = data[at : at + rng.randint(1, 40)]
+        else:
+            data[at:at] = rng.choice([b"\r", b"\n", b"\xb2", b"-1", b"[", b'"', b"9" * 5000])
+    return bytes(data)
+
+
+def test_no_bytes_crash_it_and_each_answer_has_a_kind() -> None:
+    seen = set()
+    for seed in range(5000):
+        rng = random.Random(seed)
+        data, at = broken(rng), 0
+        exchange = Exchange(0, 0, "measure", "m", sent=0, connected=0)
+        try:
+            while at < len(data):
+                size = rng.choice([1, 3, 50, 4000])
+                if exchange.response.feed(at, data[at : at + size]):
+                    break
+                at += size
+        except BadResponse as error:
+            exchange.failure, exchange.detail = "bad_http", str(error)
+        exchange.end = len(data)
+        row = read_answer(exchange, 4.0, 0)
+        kind = row.error
+        assert kind in KINDS or str(kind).startswith("http_"), (seed, kind)
+        assert (kind is None) == (row.ttft_ms < float("inf")), seed
+        assert len(row.token_gaps_ms) >= 0
+        seen.add(kind)
+    assert {"bad_http", "bad_json", "closed_early", "no_done", "wrong_model"} <= seen
+
+
 def test_a_transport_failure_wins() -> None:
-    exchange = Exchange(0, 0, "measure", failure="timeout", detail="no end within 1 s")
+    exchange = Exchange(0, 0, "measure", "m", failure="timeout", detail="no end within 1 s")
     exchange.response.feed(1, HEAD + chunked(text("a", 1)))
-    row = read_answer(exchange, 1.0, 0, "m")
+    row = read_answer(exchange, 1.0, 0)
     assert (row.error, row.detail) == ("timeout", "no end within 1 s")
 
 

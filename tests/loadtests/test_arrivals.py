@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from loadtests.arrivals import Arrival, draw
+from loadtests.arrivals import Arrival, draw, even, replay
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -63,3 +63,29 @@ def test_seed_repeats_and_another_differs() -> None:
 
 def test_no_requests_no_arrivals() -> None:
     assert draw("poisson", 5, 0, 1) == []
+
+
+def test_a_record_is_replayed_at_the_asked_rate() -> None:
+    record = [0.0, 0.1, 0.2, 3.0]  # mean gap 1 s
+    times = replay(record, 2.0, 4, 0)
+    # All gaps are stretched alike, the one that closes the window too.
+    assert gaps(times) == pytest.approx([0.4, 0.04, 0.04, 1.12])
+    assert times[-1] + 0.4 == pytest.approx(2.0)
+
+
+def test_a_short_record_starts_again_where_the_window_before_ended() -> None:
+    record = [0.0, 1.0, 4.0]  # mean gap 2 s
+    assert gaps(replay(record, 1.0, 7, 2)) == pytest.approx(
+        [g * 7 / 17 for g in (3, 2, 1, 3, 2, 1, 3)]
+    )
+
+
+def test_arrivals_at_one_point_in_time() -> None:
+    assert replay([5.0, 5.0, 5.0], 4.0, 2, 0) == [0.0, 0.0]
+
+
+def test_even_shares_are_shuffled_and_cover_all() -> None:
+    shares = even(100, "seed")
+    assert sorted(shares) == pytest.approx([(i + 0.5) / 100 for i in range(100)])
+    assert shares != sorted(shares)
+    assert shares == even(100, "seed") != even(100, "other")

@@ -18,6 +18,9 @@ GOOD: dict[str, Any] = {
 }
 
 
+TALK = {"turns": 3, "think_s": 5}
+
+
 def profile(**changes: Any) -> Profile:
     return parse_profile(json.dumps({**GOOD, **changes}))
 
@@ -41,7 +44,10 @@ def test_simulated_parts_come_from_the_metadata() -> None:
         ({"rates": [4, 2]}, "rates: the ladder must ascend"),
         ({"rates": []}, "rates: "),
         ({"rates": [0]}, "rates.0: Input should be greater than 0, got 0"),
-        ({"arrival": "bursty"}, "arrival: Input should be 'poisson', 'constant' or 'gamma'"),
+        (
+            {"arrival": "bursty"},
+            "arrival: Input should be 'poisson', 'constant', 'gamma' or 'trace'",
+        ),
         ({"prompt_tokens": "many"}, "prompt_tokens: "),
         ({"timeout_s": 0.2}, "profile: timeout_s (0.2 s) must be above slo.ttft_p95_ms"),
         ({"rate": 3}, "rate: is no field here; allowed: base_url, model, "),
@@ -49,6 +55,28 @@ def test_simulated_parts_come_from_the_metadata() -> None:
         ({"slo": {"ttft_p95_ms": 500, "itl_p95_ms": 9}}, "slo.required_rate: is missing"),
         ({"slo": {**GOOD["slo"], "attainment": 1}}, "slo.attainment: "),
         ({"step_seconds": float("inf")}, "step_seconds: "),
+        ({"prompt_tokens": 3}, "prompt_tokens: 3 tokens can't be unique"),
+        ({"output_tokens": {"uniform": {"min": 1}}}, "output_tokens.uniform.max: is missing"),
+        (
+            {"output_tokens": {"uniform": {"min": 1, "max": 2, "mean": 1}}},
+            "output_tokens.uniform.mean: is no field here; allowed: min, max",
+        ),
+        ({"arrival": "trace"}, "profile: trace is missing, but arrival is to come from it"),
+        ({"trace": {"path": "x"}}, "profile: trace is used by nothing"),
+        (
+            {"arrival": "trace", "trace": {"path": "x", "prefixes": True}},
+            "profile: trace.prefixes need prompt_tokens: trace",
+        ),
+        ({"trace": {"file": "x"}}, "trace.file: is no field here; allowed: path, sha256, prefi"),
+        ({"shared_prefix": {"tokens": 2}}, "shared_prefix.tokens: Input should be greater than or"),
+        ({"models": {}}, "models: "),
+        ({"models": {"a": 0}}, "models.a: Input should be greater than 0"),
+        ({"workers": 0}, "workers: Input should be greater than or equal to 1"),
+        ({"conversations": TALK}, "profile: conversations need endpoint: chat"),
+        (
+            {"conversations": TALK, "endpoint": "chat", "warmup_seconds": 1},
+            "profile: warmup_seconds (1 s) must be at least conversations.think_s (5 s)",
+        ),
     ],
 )
 def test_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
@@ -72,3 +100,37 @@ def test_no_object_is_refused(text: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"nowhere\.json: can't be read"):
         load_profile(tmp_path / "nowhere.json")
+
+
+def write_trace(folder: Path, *lines: str) -> Path:
+    (folder / "trace.jsonl").write_text("".join(line + "\n" for line in lines))
+    path = folder / "profile.json"
+    path.write_text(json.dumps({**GOOD, "arrival": "trace", "trace": {"path": "trace.jsonl"}}))
+    return path
+
+
+MOONCAKE = '{"timestamp": %d, "input_length": 6, "output_length": 2, "hash_ids": [1]}'
+
+
+def test_a_trace_lies_beside_the_profile(tmp_path: Path) -> None:
+    trace = load_profile(write_trace(tmp_path, MOONCAKE % 0, MOONCAKE % 9)).trace
+    assert trace is not None
+    assert trace.path == str(tmp_path / "trace.jsonl")
+    assert trace.sha256 is not None
+
+
+def test_a_wrong_line_of_the_trace_is_named(tmp_path: Path) -> None:
+    path = write_trace(tmp_path, MOONCAKE % 0, '{"timestamp": "soon"}')
+    with pytest.raises(
+        ProfileError, match=r"trace\.path: .*trace\.jsonl:2: timestamp: must be a nu"
+    ):
+        load_profile(path)
+
+
+def test_another_trace_than_the_one_that_was_meant(tmp_path: Path) -> None:
+    path = write_trace(tmp_path, MOONCAKE % 0, MOONCAKE % 9)
+    fields = json.loads(path.read_text())
+    fields["trace"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ProfileError, match=r"trace\.sha256: .* has [1-9a-f]"):
+        load_profile(path)

@@ -43,6 +43,11 @@ def metric(url: str, name: str) -> float:
     return float(found[1])
 
 
+def descendants(pid: int) -> list[int]:
+    found = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [grandchild for child in found for grandchild in descendants(child)]
+
+
 def test_slo_that_holds(tmp_path: Path) -> None:
     log = tmp_path / "tokens.jsonl"
     with simulator(
@@ -134,6 +139,28 @@ def test_faults_are_misses_and_nothing_is_sent_twice(tmp_path: Path) -> None:
     assert step.scheduled == sent == 160
 
 
+def test_an_engine_that_dies_under_load(tmp_path: Path) -> None:
+    """All that was scheduled is counted, and what could be measured is kept."""
+    slo = {**SLO, "ttft_p95_ms": 15_000}  # a lag of 2 % of it would end the window early
+    with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
+        profile = write_profile(tmp_path, engine.url, step_seconds=3, slo=slo)
+        out = tmp_path / "out"
+        command = ["-m", "loadtests", "--profile", str(profile), "--out", str(out)]
+        with subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as program:
+            wait_for(lambda: metric(engine.url, "vllm:simulated_posts_total") > 30, 30)
+            engine.process.kill()
+            printed, _ = program.communicate(timeout=60)
+    assert program.returncode == 1, printed
+    result = load_result(out / "result.json")
+    step = result.steps[0]
+    assert step.scheduled == 120
+    assert set(step.misses) <= {"connect", "closed_early", "reset"}
+    assert step.misses["connect"] > 0
+    assert 0 < step.failed < 120
+
+
 def test_server_that_is_away(tmp_path: Path) -> None:
     status, events, _ = benchmark(write_profile(tmp_path, "http://127.0.0.1:9"))
     assert status == 3
@@ -150,9 +177,10 @@ def test_wrong_profile_is_named_before_anything_starts(tmp_path: Path) -> None:
     assert "profile.json: rates: the ladder must ascend" in events[-1]["message"]
 
 
-def test_stopped_by_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stopped_by_sigterm(tmp_path: Path, workers: int) -> None:
     with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
-        profile = write_profile(tmp_path, engine.url, step_seconds=60)
+        profile = write_profile(tmp_path, engine.url, step_seconds=60, workers=workers)
         command = [sys.executable, "-m", "loadtests", "--profile", str(profile)]
         program = subprocess.Popen(
             [*command, "--out", str(tmp_path / "out")],
@@ -163,14 +191,14 @@ def test_stopped_by_sigterm(tmp_path: Path) -> None:
         )
         assert program.stdout
         assert "load starts" in program.stdout.readline()
-        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        children = descendants(program.pid)
+        assert len(children) == (1 if workers == 1 else 1 + workers)
         program.send_signal(signal.SIGTERM)
         last = json.loads(program.stdout.read().splitlines()[-1])
         assert program.wait(10) == 3
         program.stdout.close()
     assert (last["event"], last["error"]) == ("error", "Interrupted")
     assert not (tmp_path / "out" / "result.json").exists()
-    assert children
     for child in children:
         wait_for(lambda pid=child: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
 
@@ -183,11 +211,6 @@ def test_locust_alone(tmp_path: Path, extra: list[str]) -> None:
     arguments += ["--warmup-seconds", "0", "--ttft-p95-ms", "5000", "--itl-p95-ms", "2000"]
     with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
         ran = run_program(*arguments, "--host", engine.url, "--out", str(tmp_path / "out"))
-    if extra:
-        assert "several workers are not supported yet" in ran.stderr
-        assert ran.returncode != 0
-        assert not (tmp_path / "out").exists()
-        return
     assert ran.returncode == 0, ran.stderr
     assert load_result(tmp_path / "out" / "result.json").profile.model == "m"
     assert "PASS: at 40 req/s" in ran.stderr
@@ -195,6 +218,57 @@ def test_locust_alone(tmp_path: Path, extra: list[str]) -> None:
     table = ran.stdout + ran.stderr
     assert "/v1/completions" in table
     assert "at 40 req/s" in table
+
+
+def test_a_trace_with_its_prefixes(tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 100 * i, "input_length": 520 + i, "output_length": 3 + i % 4}
+        | {"hash_ids": [i % 2, 10 + i]}
+        for i in range(20)
+    ]
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"arrival": "trace", "prompt_tokens": "trace", "output_tokens": "trace"}
+    with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
+        profile = write_profile(
+            tmp_path, engine.url, **fields, trace={"path": "trace.jsonl", "prefixes": True}
+        )
+        status, events, out = benchmark(profile)
+    # A cache that answers is what was asked for here.
+    assert status == 0, events
+    result = load_result(out / "result.json")
+    assert result.server["prefix_share_asked"] == pytest.approx(0.95, abs=0.05)
+    assert result.profile.trace is not None
+    assert result.profile.trace.path == str(tmp_path / "trace.jsonl")
+    packed = gzip.decompress((out / "rows.jsonl.gz").read_bytes()).splitlines()
+    first = [row for row in map(json.loads, packed) if row["row"] == "request"][:20]
+    assert [row["tokens_in"] for row in first] == [row["input_length"] for row in rows]
+    assert [row["tokens_out"] for row in first] == [row["output_length"] for row in rows]
+
+
+def test_traffic_by_flags(tmp_path: Path) -> None:
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless"]
+    arguments += ["--rates", "40", "--required-rate", "40", "--step-seconds", "1"]
+    arguments += ["--warmup-seconds", "1", "--ttft-p95-ms", "5000", "--itl-p95-ms", "2000"]
+    arguments += ["--endpoint", "chat", "--turns", "2", "--think-s", "0.5"]
+    arguments += ["--prompt-tokens", "lognormal:50:120:200", "--output-tokens", "uniform:2:9"]
+    arguments += ["--shared-prefix-tokens", "32", "--models", "m=2"]
+    with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
+        ran = run_program(*arguments, "--host", engine.url, "--out", str(tmp_path / "out"))
+        assert ran.returncode == 0, ran.stderr
+        wrong = run_program(*arguments, "--host", engine.url, "--output-tokens", "normal:3:4")
+        away = run_program(*arguments, "--host", engine.url, "--models", "m=2,adapter=1")
+    profile = load_result(tmp_path / "out" / "result.json").profile
+    assert profile.prompt_tokens.model_dump() == {
+        "lognormal": {"median": 50, "p95": 120, "max": 200}
+    }
+    assert profile.output_tokens.model_dump() == {"uniform": {"min": 2, "max": 9}}
+    assert profile.models == {"m": 2}
+    assert profile.conversations is not None
+    assert wrong.returncode == 2
+    assert "ProfileError: flags: output_tokens: must be a number, uniform" in wrong.stderr
+    assert away.returncode == 3
+    assert "WrongModel" in away.stderr
+    assert "serves m, not 'adapter'" in away.stderr
 
 
 def test_what_assets_import_patches_nothing() -> None:

@@ -1,6 +1,8 @@
 """Prompts are unique from their first words on, and as long as asked."""
 
-from loadtests.prompts import WORDS, Prompts
+from loadtests.plan import KEYS, Planner
+from loadtests.prompts import WORDS, Tokens, calibrated, text
+from tests.loadtests.samples import make_profile
 
 
 def test_words_are_distinct() -> None:
@@ -8,24 +10,27 @@ def test_words_are_distinct() -> None:
 
 
 def test_first_three_words_are_unique_within_a_run() -> None:
-    prompts = Prompts(1)
-    starts = {tuple(prompts.words(8).split()[:3]) for _ in range(20_000)}
-    assert len(starts) == 20_000
+    planner = Planner(make_profile())
+    keys = [planner.key() for _ in range(20_000)]
+    starts = {tuple(text("run", key, 8).split()[:3]) for key in keys}
+    assert len(starts) == len(keys)
+    assert max(keys) < KEYS
 
 
-def test_two_runs_with_one_seed_share_no_prompt() -> None:
-    first, second = ({Prompts.words(p, 6) for _ in range(500)} for p in (Prompts(1), Prompts(1)))
+def test_two_runs_share_no_prompt() -> None:
+    first, second = ({text(run, key, 6) for key in range(500)} for run in ("a", "b"))
     assert not first & second
 
 
-def test_length_as_the_engine_counts_it() -> None:
-    prompts = Prompts(1)
+def test_a_key_is_the_same_text_wherever_it_is_made() -> None:
+    assert text("a", 7, 12) == text("a", 7, 12)
+    assert text("a", 7, 12) != text("a", 8, 12)
+
+
+def test_words_and_template_as_the_engine_counts_them() -> None:
     # 20 tokens of template, 1.5 tokens a word.
-    prompts.calibrate((8, 32), (72, 128))
-    assert prompts.overhead == 20
-    assert prompts.tokens_per_word == 1.5
-    assert len(prompts.draw(80).split()) == 40
+    assert calibrated((8, 32), (72, 128)) == Tokens(per_word=1.5, template=20)
 
 
 def test_shortest_prompt_still_numbers_itself() -> None:
-    assert len(Prompts(1).draw(1).split()) == 3
+    assert len(text("a", 1, 1).split()) == 3

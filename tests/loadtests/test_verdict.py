@@ -2,6 +2,7 @@
 
 import pytest
 
+from loadtests.answer import Row
 from loadtests.engine import Sample
 from loadtests.result import Step
 from loadtests.verdict import (
@@ -98,6 +99,35 @@ def test_error_rate_of_the_slo_is_allowed() -> None:
     window = make_window(4, rows)
     assert judge([window], PROFILE, ()).verdict == "fail"
     assert judge([window], make_profile(slo={"error_rate": 0.01}), ()).verdict == "pass"
+
+
+TWO = make_profile(models={"m": 9, "adapter": 1})
+
+
+def mixed(ttft_ms: float) -> list[Row]:
+    """600 requests of which each fiftieth is for the adapter, which takes `ttft_ms`."""
+    return [
+        make_row(i * 250, model="adapter", ttft_ms=ttft_ms) if i % 50 == 0 else make_row(i * 250)
+        for i in range(600)
+    ]
+
+
+def test_each_model_has_a_verdict() -> None:
+    step = judge([make_window(4, mixed(100))], TWO, ())
+    assert (step.verdict, step.models["m"].verdict) == ("pass", "pass")
+    # 12 are too few for a pass of its own, but no fail.
+    assert step.models["adapter"].verdict == "inconclusive"
+    assert {name: part.scheduled for name, part in step.models.items()} == {"adapter": 12, "m": 588}
+    assert judge([steady(4, 60)], PROFILE, ()).models == {}
+
+
+def test_a_model_that_fails_is_not_hidden_by_the_others() -> None:
+    window = make_window(4, mixed(501))
+    assert judge([window], PROFILE, ()).verdict == "pass"
+    step = judge([window], TWO, ())
+    assert (step.verdict, step.attainment) == ("fail", 0.98)
+    assert step.reason.startswith("adapter: 0 of 12 requests met the SLO")
+    assert step.models["m"].verdict == "pass"
 
 
 def test_growing_ttft_is_no_pass() -> None:

@@ -1,0 +1,1 @@
+"""The benchmark of the benchmark: `make accuracy`. See __main__.py."""
