@@ -22,6 +22,7 @@ from loadtests.result import Result, load_result, rows_events
 
 EXIT_CODES = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
 NO_VERDICT, USAGE = 3, 2
+WORKERS_START_SECONDS = "120"
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 
@@ -80,6 +81,7 @@ def _run_locust(profile: Path, out: Path, workers: int, events: bool) -> int:
         port = str(_free_port())
         command += ["--processes", str(workers), "--master-bind-host", "127.0.0.1"]
         command += ["--master-bind-port", port, "--master-port", port]
+        command += ["--expect-workers-max-wait", WORKERS_START_SECONDS]
     locust = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -244,22 +244,39 @@ def connected(page: int) -> int:
         return 0
 
 
-def test_started_from_the_web_page(tmp_path: Path, engine: Simulator) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_web_page_stops_and_starts_it(tmp_path: Path, engine: Simulator, workers: int) -> None:
     port, page = str(free_port()), free_port()
-    profile = write_profile(tmp_path, engine.url)
+    profile = write_profile(tmp_path, engine.url, step_seconds=3)
     out = tmp_path / "out"
-    master = [*LOCUST, "--processes", "2", "--web-host", "127.0.0.1", "--web-port", str(page)]
-    master += ["--master-bind-port", port, "--master-port", port, "--out", str(out)]
-    with running(*master, "--load-profile", str(profile)) as locust:
-        wait_for(lambda: connected(page) == 2, 30)
+    command = [*LOCUST, "--web-host", "127.0.0.1", "--web-port", str(page), "--out", str(out)]
+    if workers:
+        command += ["--processes", str(workers)]
+        command += ["--master-bind-port", port, "--master-port", port]
+
+    def posts() -> float:
+        return metric(engine.url, "vllm:simulated_posts_total")
+
+    def still() -> bool:
+        before = posts()
+        time.sleep(0.5)  # 20 requests, were there load
+        return posts() == before
+
+    with running(*command, "--load-profile", str(profile)) as locust:
+        wait_for(lambda: connected(page) == workers, 30)
         wait_for(lambda: started(page), 20)
-        wait_for(lambda: (out / "result.json").exists(), 40)
+        wait_for(lambda: posts() > 20, 20)
+        urllib.request.urlopen(f"http://127.0.0.1:{page}/stop", b"", 60).close()
+        wait_for(still, 20)
+        assert not (out / "result.json").exists()
+        wait_for(lambda: started(page), 20)
+        wait_for(lambda: (out / "result.json").exists(), 60)
         with urllib.request.urlopen(f"http://127.0.0.1:{page}/stats/requests", None, 10) as answer:
             shown = {row["name"] for row in json.load(answer)["stats"]}
         locust.send_signal(signal.SIGTERM)
         locust.wait(20)
-    assert load_result(out / "result.json").steps[0].scheduled >= 60
-    assert shown >= {"at 40 req/s"}
+    assert load_result(out / "result.json").steps[0].scheduled >= 120
+    assert shown >= {"at 40 req/s", "/v1/completions"}
 
 
 def share(lag_ms: float, late: int, count: int = 200) -> tuple[_Share, Any]:
