@@ -306,19 +306,18 @@ def test_a_stalled_server_delays_no_request() -> None:
     started = time.monotonic()
 
     def stall(connection: socket.socket, _: int) -> None:
-        # All answers wait for one point in time; a closed loop would send a handful.
-        time.sleep(max(0.0, started + 2.5 - time.monotonic()))
+        # All answers wait for one point in time; a closed loop would send a handful until then.
+        time.sleep(max(0.0, started + 4 - time.monotonic()))
         connection.sendall(GOOD)
 
     with stub(stall) as server:
         window, _ = load(server)
-    lags = sorted((row.sent or 0) - row.scheduled for row in window.rows)
-    assert lags[len(lags) // 2] < 50e6
-    first, last = window.rows[0], window.rows[-1]
-    # The wait counts from the scheduled time: less for those that came later.
-    assert first.ttft_ms - last.ttft_ms == pytest.approx(
-        (last.scheduled - first.scheduled) / 1e6, abs=300
+    assert len(window.rows) == 52
+    assert max(row.sent or 0 for row in window.rows) < min(
+        row.first_byte or 0 for row in window.rows
     )
+    # The wait counts from the scheduled time: less for those that came later.
+    assert window.rows[0].ttft_ms > window.rows[-1].ttft_ms
 
 
 def test_no_answer_is_a_timeout() -> None:
