@@ -51,7 +51,11 @@ def test_every_file_and_folder_named_exists() -> None:
 @pytest.mark.parametrize(
     "arguments",
     sorted(
-        set(re.findall(r"python -m k8s ((?:render|platform) [\w. -]+?)(?=  | \||$)", TEXT, re.M))
+        set(
+            re.findall(
+                r"python -m k8s ((?:render|platform|importer) [\w. -]+?)(?=  | \||$)", TEXT, re.M
+            )
+        )
     ),
 )
 def test_commands_that_need_no_cluster_work(arguments: str) -> None:

@@ -223,7 +223,7 @@ def test_a_baseline_whose_requests_failed_is_told_too() -> None:
 
 
 @pytest.mark.parametrize(("shared", "shown_as"), [(True, "shared with others"), (False, "its own")])
-def test_o22_shared_gpus_stand_in_record_and_metadata(
+def test_shared_gpus_stand_in_record_and_metadata(
     shared: bool, shown_as: str, tmp_path: Path
 ) -> None:
     made = result()

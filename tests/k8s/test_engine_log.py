@@ -46,7 +46,7 @@ def test_the_error_line(lines: list[str], line: str) -> None:
     assert error_line(lines) == line
 
 
-def test_o26_a_dead_core() -> None:
+def test_a_dead_core() -> None:
     assert is_dead(["EngineCore … RuntimeError: Worker failed with error 'InvalidCxxCompiler'"])
     assert is_dead([f"{CORE}EngineCore failed to start."])
     assert not is_dead(["(EngineCore_DP0 pid=2) INFO 11-25 [core.py:1] Initializing a V1 engine"])

@@ -36,7 +36,7 @@ def test_nvidia_smi() -> None:
 
 
 @pytest.mark.parametrize("cell", ["[N/A]", "[Not Supported]", "Not Supported", "[Unknown Error]"])
-def test_o9_a_gpu_without_memory_of_its_own(cell: str) -> None:
+def test_a_gpu_without_memory_of_its_own(cell: str) -> None:
     [gpu] = parse_nvidia_smi(f"{HEADER}0, NVIDIA GB10, GPU-1, {cell}, {cell}, 580.1\n")
     assert (gpu.memory_total_mib, gpu.memory_used_mib) == (None, None)
 
@@ -131,7 +131,7 @@ def test_what_is_free(client: Client, node: SimulatedNode, cluster: ClusterSpec,
             client.delete("Pod", f"{name}-{i}")
 
 
-def test_o22_a_time_sliced_gpu_is_one(
+def test_a_time_sliced_gpu_is_one(
     client: Client, node: SimulatedNode, cluster: ClusterSpec, name: str
 ) -> None:
     make_node(
@@ -155,7 +155,7 @@ def test_o22_a_time_sliced_gpu_is_one(
         client.delete("Pod", name)
 
 
-def test_o22_only_the_shared_resource_is_offered(
+def test_only_the_shared_resource_is_offered(
     client: Client, node: SimulatedNode, cluster: ClusterSpec
 ) -> None:
     make_node(client, node, {"nvidia.com/gpu.shared": "4"})

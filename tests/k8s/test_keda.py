@@ -386,9 +386,7 @@ def test_a_link_that_comes_late_is_waited_for(setting: Setting) -> None:
     later.join()
 
 
-def test_o13_resumed_only_when_keda_says_so(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_only_when_keda_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keda, "RESUME_SECONDS", 0.5)
     client, spec = setting.client, setting.release
     keda.pause(client, spec.model, "blue", 1)

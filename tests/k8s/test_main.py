@@ -29,6 +29,16 @@ def test_platform(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"PersistentVolumeClaim", "ClusterRole", "NetworkPolicy", "PodMonitor"} <= set(kinds)
 
 
+def test_importer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["importer", "--cluster", "gke-example"]) == 0
+    [pod] = yaml.safe_load_all(capsys.readouterr().out)
+    cluster = catalog().cluster("gke-example")
+    assert pod["metadata"]["namespace"] == cluster.namespace
+    volume = pod["spec"]["volumes"][0]["persistentVolumeClaim"]
+    assert volume == {"claimName": cluster.storage.claim}, "and may be written"
+    assert pod["spec"]["activeDeadlineSeconds"] > 0
+
+
 def test_render(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["render", "llama-3.1-8b-instruct", "--cluster", "gke-example", "--commit", "b" * 40]
     assert cli.main(args) == 0

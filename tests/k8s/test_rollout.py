@@ -152,9 +152,7 @@ def test_an_image_that_cannot_be_pulled(
     assert "401" in why
 
 
-def test_o6_two_equal_exits_are_enough(
-    client: Client, node: SimulatedNode, release: Release
-) -> None:
+def test_two_equal_exits_are_enough(client: Client, node: SimulatedNode, release: Release) -> None:
     line = (
         "ValueError: To serve at least one request with the model's max seq len (131072), 16.0 GiB "
         "KV cache is needed. The estimated maximum model length is 124928."
@@ -199,7 +197,7 @@ def test_an_engine_over_its_memory_limit(
     assert "512Mi" in why
 
 
-def test_o26_a_dead_engine_core_that_hangs(
+def test_a_dead_engine_core_that_hangs(
     client: Client, node: SimulatedNode, release: Release
 ) -> None:
     why = refused(
@@ -346,7 +344,7 @@ def hand_made(client: Client, name: str, labels: dict[str, str]) -> Obj:
     )
 
 
-def test_o7_a_deployment_made_by_hand_is_left_alone(client: Client, release: Release) -> None:
+def test_a_deployment_made_by_hand_is_left_alone(client: Client, release: Release) -> None:
     hand_made(client, release.name, {"app": "vllm"})
     for attempt in (
         lambda: rollout.preflight(client, release.cluster, release.model),
@@ -362,7 +360,7 @@ def test_o7_a_deployment_made_by_hand_is_left_alone(client: Client, release: Rel
     assert client.find("PodDisruptionBudget", release.name) is None
 
 
-def test_o15_a_scaler_of_someone_else_is_found_first(client: Client, release: Release) -> None:
+def test_a_scaler_of_someone_else_is_found_first(client: Client, release: Release) -> None:
     client.create(
         {
             "apiVersion": "autoscaling/v2",
@@ -571,7 +569,7 @@ def test_no_outage_is_stated_where_nobody_is_served(client: Client, release: Rel
     assert keda.candidate_min_replicas(client, release.model, release.cluster) == 1
 
 
-def test_o13_a_pause_that_does_not_end_is_said(
+def test_a_pause_that_does_not_end_is_said(
     client: Client, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keda, "RESUME_SECONDS", 1.0)

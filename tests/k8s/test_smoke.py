@@ -208,7 +208,7 @@ def test_nvidia_smi_found_nothing(
         ({"product": "Tesla T4"}, "GPU 0 is a Tesla T4, the node pool should have NVIDIA-L4"),
     ],
 )
-def test_o9_gpus(change: dict[str, Any], why: str) -> None:
+def test_gpus(change: dict[str, Any], why: str) -> None:
     failures = smoke.check_gpus([dataclasses.replace(GOOD_GPU, **change)], release())
     assert failures == [] if not why else why in failures[0]
 

@@ -85,6 +85,12 @@ def test_a_run_that_is_tried_again_all_the_same_is_refused(name: str) -> None:
     assert "Dagster has tried this run again by itself" in data.error.message
 
 
+def test_a_collection_is_of_no_model_and_not_tried_again() -> None:
+    job = REPOSITORY.get_job("collect")
+    assert job.partitions_def is None
+    assert job.tags["dagster/max_retries"] == "0"
+
+
 def test_the_schedule_is_off_and_the_sensor_on() -> None:
     schedule = REPOSITORY.get_schedule_def("rebenchmark_nightly")
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED

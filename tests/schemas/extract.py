@@ -17,6 +17,7 @@ KINDS = (
     "api.core.v1.ServiceAccount",
     "api.core.v1.Service",
     "api.core.v1.ConfigMap",
+    "api.core.v1.Pod",
     "api.apps.v1.Deployment",
     "api.batch.v1.Job",
     "api.policy.v1.PodDisruptionBudget",

@@ -66,6 +66,10 @@ def objects(model: ModelSpec, cluster: ClusterSpec) -> list[Obj]:
             )
         ),
         *manifests.benchmark_job(candidate, '{"url": "http://10.0.0.1:8000"}', deadline_s=600),
+        manifests.collect_job(
+            cluster, "run-1", {COMMIT}, older_than_days=30, free="50GiB", dry_run=True
+        ),
+        manifests.importer(cluster),
     ]
 
 
@@ -74,7 +78,9 @@ def everything() -> list[Obj]:
 
 
 def pods(obj: Obj) -> list[Obj]:
-    """The Pod spec in a Deployment or Job, if it is one."""
+    """The Pod spec in a Deployment, Job or Pod, if it is one."""
+    if obj["kind"] == "Pod":
+        return [obj["spec"]]
     return [obj["spec"]["template"]["spec"]] if obj["kind"] in ("Deployment", "Job") else []
 
 

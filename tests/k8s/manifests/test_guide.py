@@ -298,18 +298,19 @@ def test_jobs_run_once_end_in_time_and_are_cleaned_away(
     model: ModelSpec, cluster: ClusterSpec
 ) -> None:
     jobs = [obj for obj in rendered.objects(model, cluster) if obj["kind"] == "Job"]
-    assert len(jobs) == 3 + 2 * len(model.adapters)
+    assert len(jobs) == 4 + 2 * len(model.adapters)
     for job in jobs:
         assert job["spec"]["backoffLimit"] == 0
         assert job["spec"]["activeDeadlineSeconds"] > 0
         assert job["spec"]["ttlSecondsAfterFinished"] > 0
         for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
             assert labels["vllm-promotion.io/promotion"] == "run-1"
-            assert labels["vllm-promotion.io/model"] == model.name
+            of_all = labels["app.kubernetes.io/component"] == "collect"
+            assert of_all or labels["vllm-promotion.io/model"] == model.name
 
 
 @pytest.mark.parametrize(("model", "cluster"), PAIRS)
-def test_o3_downloads_stay_below_their_memory_limit(model: ModelSpec, cluster: ClusterSpec) -> None:
+def test_downloads_stay_below_their_memory_limit(model: ModelSpec, cluster: ClusterSpec) -> None:
     for job in hub_jobs(model, cluster):
         [container] = job["spec"]["template"]["spec"]["containers"]
         variables = environment(container)
@@ -324,7 +325,7 @@ def test_o3_downloads_stay_below_their_memory_limit(model: ModelSpec, cluster: C
     assert fetch["resources"]["limits"]["memory"] == "4Gi"
 
 
-def test_o25_the_token_is_a_reference_and_only_in_the_jobs_that_need_it() -> None:
+def test_the_token_is_a_reference_and_only_in_the_jobs_that_need_it() -> None:
     objects = rendered.objects(LLAMA, EKS)
     reference = {"secretKeyRef": {"name": "hf-token", "key": "HF_TOKEN"}}
     for job in hub_jobs(LLAMA, EKS):
@@ -348,7 +349,7 @@ def hub_jobs_of(objects: list[Obj]) -> list[Obj]:
     ]
 
 
-def test_o5_patterns_and_flags_reach_the_program() -> None:
+def test_patterns_and_flags_reach_the_program() -> None:
     weights = LLAMA.weights.model_copy(
         update={"allow": ("*.json",), "ignore": ("-x*",), "allow_pickle": True}
     )
