@@ -260,9 +260,9 @@ def _missed(rows: Sequence[Row]) -> Iterator[str]:
             continue
         if row["missing"] or row["misjudged"]:
             yield f"{where}: {row['missing']} requests missing, {row['misjudged']} misjudged"
-        if row["scenario"] == "fixed":
-            if abs(row["achieved_rate"] / row["rate"] - 1) > RATE_OFF:
-                yield f"{where}: {row['achieved_rate']:g} req/s came"
+        off = abs(row["achieved_rate"] / row["rate"] - 1)
+        if row["scenario"] == "fixed" and off > RATE_OFF:
+            yield f"{where}: {row['achieved_rate']:g} req/s came"
 
 
 def _of(rows: Sequence[Row], tool: str, scenario: str, rate: float) -> list[Row]:
