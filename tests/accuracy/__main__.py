@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
     parser.add_argument("--repeats", type=int, help="of all; by default fewer where no time counts")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     if (os.cpu_count() or 1) < 2:
         print("make accuracy needs two cores: one for the server, one for the tool")
         return 2
@@ -183,7 +184,8 @@ def _planted() -> Iterator[Row]:
 @contextmanager
 def _hogs(_pid: int) -> Iterator[None]:
     """CPU hogs beside the tool, on its core."""
-    command = [*pinned(CLIENT_CORE, alone=False), sys.executable, "-c", "while True: pass"]
+    code = f"import os\nwhile os.getppid() == {os.getpid()}: pass"  # it never outlives this program
+    command = [*pinned(CLIENT_CORE, alone=False), sys.executable, "-c", code]
     # In sessions of their own, as other users' programs would be.
     hogs = [subprocess.Popen(command, start_new_session=True) for _ in range(HOGS)]
     try:
