@@ -49,7 +49,7 @@ weights-benchmark: setup  ## download and verify against `hf download`: speed, m
 	$(BIN)/python -m lab.weights_benchmark
 
 accuracy: setup  ## how right the benchmark's times are, against a server that logs the truth and against the peers that are installed
-	$(BIN)/python -m tests.accuracy
+	$(BIN)/python -m tests.accuracy $(if $(TOOLS),--tools $(TOOLS))
 
 accuracy-peers: setup  ## install the other load generators, each in an environment of its own in the cache
 	$(BIN)/python -m tests.accuracy.peers

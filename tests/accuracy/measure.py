@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -121,17 +121,20 @@ def _run(tool: str, load: Load, beside: Beside | None) -> float:
             start_new_session=True,
         )
     ends = time.monotonic() + RUN_SECONDS
-    with beside(process.pid) if beside else nullcontext():
-        while True:
-            pid, _, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                process.returncode = 0
-                return usage.ru_utime + usage.ru_stime
-            if time.monotonic() > ends:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise MeasureError(f"{tool} did not end within {RUN_SECONDS:g} s")
-            time.sleep(0.1)
+    try:
+        with beside(process.pid) if beside else nullcontext():
+            while time.monotonic() < ends:
+                pid, _, usage = os.wait4(process.pid, os.WNOHANG)
+                if pid:
+                    process.returncode = 0
+                    return usage.ru_utime + usage.ru_stime
+                time.sleep(0.1)
+        raise MeasureError(f"{tool} did not end within {RUN_SECONDS:g} s")
+    finally:
+        with suppress(ProcessLookupError):  # also what it left behind
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            process.wait()
 
 
 @cache

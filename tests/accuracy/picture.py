@@ -30,7 +30,8 @@ def picture(rows: Sequence[dict[str, Any]]) -> bytes:
         plot.axhline(0.5, color="grey", linestyle=":", linewidth=1)
         plot.set(title=f"{title} error, p99", xlabel="requests/s", xscale="log", yscale="log")
     axes[0].set_ylabel("ms (one core; simulated engine)")
-    axes[0].legend()
+    if fixed:
+        axes[0].legend()
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     return data.getvalue()

@@ -43,6 +43,6 @@ def test_what_was_written_is_in_the_log(tmp_path: Path, name: str) -> None:
     (truth,) = read_truth(json.loads(log.read_text()))
     assert (truth.id, truth.prompt, truth.fault) == ("r1", "hi", "")
     assert sum(count for _, count in truth.tokens) == 32
-    # Never before its time.
-    assert truth.ttft_ms >= 200
-    assert sum(truth.gaps_ms) >= 31 * 20 - 5
+    # Never before its time, but for what the two clocks may be apart.
+    assert truth.ttft_ms > 199
+    assert (truth.tokens[-1][0] - truth.arrived) / 1e6 > 200 + 31 * 20 - 1
