@@ -11,7 +11,7 @@ from k8s import gpus, records, rollout
 from k8s.gpus import Plan
 from k8s.manifests import slot_name
 from k8s.records import PromotionRecord
-from loadtests.verdict import fewest_requests
+from loadtests.intervals import fewest_requests
 
 # The live Pods' end, the benchmark's Pod, KEDA's first look at the candidate: as on the lab.
 PODS_COME_AND_GO_S = 30.0

@@ -5,9 +5,10 @@ The search for λ* (double, bisect, repeat the edges) would be another such func
 
 from collections.abc import Callable, Iterator
 
+from loadtests.intervals import fewest_requests
 from loadtests.profile import Profile
 from loadtests.result import Step
-from loadtests.verdict import Window, fewest_requests, judge, untrusted
+from loadtests.verdict import Window, judge, untrusted
 
 # Windows at one rate: a machine that stalled once may be asked again, not for ever.
 MOST_WINDOWS = 2
@@ -62,7 +63,7 @@ def _step(rate: float, profile: Profile, measure: Callable[[float, int], Window]
             continue
         valid.append(window)
         step = judge(valid, profile, discarded)
-        if not (required and step.verdict == "inconclusive"):
+        if not (required and step.verdict in ("inconclusive", "invalid")):
             break
     assert step is not None, "at least one window was measured"
     return step
