@@ -214,7 +214,7 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
 
 def _judge_model(rows: Sequence[Row], slo: Slo) -> ModelStep:
     met = sum(meets(row, slo) for row in rows)
-    effect = design_effect([_nearness(row, slo) for row in rows])
+    effect = design_effect([nearness(row, slo) for row in rows])
     low, high = wilson(met / effect, len(rows) / effect)
     verdict, reason = _decide(rows, slo, effect)
     return ModelStep(
@@ -232,11 +232,11 @@ def _judge_model(rows: Sequence[Row], slo: Slo) -> ModelStep:
 
 def effect_of(windows: Sequence[Window], slo: Slo) -> float:
     """How many requests of these windows say as much as one independent one (design effect)."""
-    near = [[_nearness(row, slo) for row in window.measured] for window in windows]
+    near = [[nearness(row, slo) for row in window.measured] for window in windows]
     return sum(design_effect(w) * len(w) for w in near) / max(1, sum(map(len, near)))
 
 
-def _nearness(row: Row, slo: Slo) -> float:
+def nearness(row: Row, slo: Slo) -> float:
     """0 far from the SLO's limits, 1 at a miss."""
     share = max(row.ttft_ms / slo.ttft_p95_ms, _gap_ms(row) / slo.itl_p95_ms)
     return min(1.0, max(0.0, (share - NEAR) / (1 - NEAR)))
