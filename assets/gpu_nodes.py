@@ -11,7 +11,7 @@ from k8s import gpus, records, rollout
 from k8s.gpus import Plan
 from k8s.manifests import slot_name
 from k8s.records import PromotionRecord
-from loadtests.verdict import fewest_requests
+from loadtests.intervals import fewest_requests
 
 # The live Pods' end, the benchmark's Pod, KEDA's first look at the candidate: as on the lab.
 PODS_COME_AND_GO_S = 30.0
@@ -34,7 +34,8 @@ def plan(promotion: Promotion, model: ModelSpec) -> Plan:
 
 def outage_seconds(model: ModelSpec, current: PromotionRecord | None) -> float:
     """How long nobody answers with strategy `recreate`, if the candidate is good: the live Pods
-    end, the candidate starts as the live one did, and is measured at every rate.
+    end, the candidate starts as the live one did, and is measured at every rate, or for as long as
+    a search may take.
     """
     start = current.seconds_to_ready if current else float(model.rollout.start_seconds_min)
     fewest = fewest_requests(model.slo.attainment)
@@ -42,6 +43,8 @@ def outage_seconds(model: ModelSpec, current: PromotionRecord | None) -> float:
         max(model.traffic.step_seconds, fewest / rate) + model.traffic.warmup_seconds
         for rate in {*model.traffic.rates, model.slo.required_rate}
     )
+    if model.traffic.mode == "search":
+        load = model.traffic.budget_seconds
     return start + model.rollout.soak_seconds + load + PODS_COME_AND_GO_S
 
 

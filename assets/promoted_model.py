@@ -22,6 +22,7 @@ from k8s.fence import GATES, require
 from k8s.manifests import Release, Thresholds
 from k8s.records import PromotionRecord
 from k8s.smoke import SmokeReport
+from loadtests.compare import kept
 from loadtests.result import Result
 
 
@@ -99,17 +100,12 @@ def in_record(result: Result) -> dict[str, object]:
         "verdict": result.verdict,
         "reason": result.reason,
         "required_rate": result.profile.slo.required_rate,
-        "ttft_p95_ms": step and step.ttft_ms.p95,
+        **kept(result),
         "itl_p95_ms": step and step.itl_ms.p95,
         "attainment": step and step.attainment,
-        "capacity": result.capacity.model_dump(),
         "in_flight_at_capacity": result.in_flight_at_capacity,
         "limited_by": result.limited_by,
         "shared_gpus": bool(result.profile.metadata.get("shared_gpus")),
-        # Without None: an optional field that is new later must not make this another profile.
-        "profile": result.profile.model_dump(
-            mode="json", exclude={"metadata", "base_url"}, exclude_none=True
-        ),
     }
 
 

@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from assets.promoted_model import in_record
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
@@ -13,6 +12,8 @@ from k8s import records, rollout, traffic
 from k8s.gpus import GpuBudget, free_gpus
 from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
+from loadtests.compare import Comparison, kept
+from loadtests.compare import compare as with_before
 from loadtests.result import Result
 
 
@@ -48,13 +49,16 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
                 metadata={
                     **shown(result, folder),
                     "at its promotion": dg.MetadataValue.json(record.benchmark),
+                    "compared": with_before(record.benchmark, kept(result)).sentence(),
                 },
             )
         )
         if result.verdict != "pass":
             raise Refused(refusal(release, result, folder))
-        compare(record, result)
-        promotion.say(f"{promotion.decided_by}; at its promotion {baseline(record)}")
+        found = compare(record, result)
+        promotion.say(
+            f"{promotion.decided_by}; at its promotion {baseline(record)}; {found.sentence()}"
+        )
         promotion.clear_up()
 
 
@@ -97,21 +101,21 @@ def spare_gpus(promotion: Promotion, model: ModelSpec) -> GpuBudget:
     return budget
 
 
-def compare(record: PromotionRecord, result: Result) -> None:
-    """Raise Refused when λ* is below that of the promotion beyond both intervals.
+def compare(record: PromotionRecord, result: Result) -> Comparison:
+    """With the promotion. Raise Refused when it is worse beyond both intervals.
 
     Only like is compared with like: another load profile gives no comparison, which is said.
     """
-    before, after = record.benchmark, in_record(result)
-    if before.get("profile") != after["profile"]:
+    found = with_before(record.benchmark, kept(result))
+    if found.differs:
         raise Refused(
             f"{record.spec.name} keeps its SLO, but was promoted with another load profile, so the "
-            "two can't be compared. Promote it again to get a new baseline."
+            f"two can't be compared: {'; '.join(found.differs)}. Promote it again to get a new "
+            "baseline."
         )
-    least = before["capacity"]["lower"]
-    most = result.capacity.upper
-    if most is not None and most <= least:
+    if found.regressions:
         raise Refused(
-            f"{record.spec.name} keeps its SLO but carries less than at its promotion: λ* is below "
-            f"{most:g} req/s, and was at least {least:g} then. Compare image, GPU and driver."
+            f"{record.spec.name} keeps its SLO but carries less than at its promotion, or "
+            f"is slower: {found.sentence()}. Compare image, GPU and driver."
         )
+    return found

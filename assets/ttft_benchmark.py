@@ -54,6 +54,9 @@ def profile(
         "model": model.served_name,
         "endpoint": "completions",
         "rates": traffic.rates,
+        "mode": traffic.mode,
+        "rate_range": traffic.rate_range,
+        "budget_seconds": traffic.budget_seconds,
         "step_seconds": traffic.step_seconds,
         "warmup_seconds": traffic.warmup_seconds,
         "arrival": traffic.arrival,
@@ -116,8 +119,10 @@ def measure(
 
 def write_report(folder: Path, result: Result, record: Mapping[str, Any]) -> None:
     """(Re)write ttft.png and report.html."""
+    packed = folder / "rows.jsonl.gz"
+    rows = unpack_rows(packed.read_bytes()) if packed.exists() else []
     (folder / "ttft.png").write_bytes(picture.ttft_against_rate(result))
-    (folder / "report.html").write_text(report.html(result, record), encoding="utf-8")
+    (folder / "report.html").write_text(report.html(result, record, rows), encoding="utf-8")
 
 
 def verdict(result: Result) -> str:

@@ -104,14 +104,21 @@ class Trace(Spec):
 
 
 class Traffic(Spec):
-    """The load that the benchmark offers. `rates`: the ladder, req/s for one replica."""
+    """The load that the benchmark offers, in req/s for one replica.
+
+    `mode` ladder runs `rates` up to the first fail; search finds what one replica carries, within
+    `rate_range` (lowest, highest) and for at most `budget_seconds` of load.
+    """
 
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
     gamma_shape: PositiveFloat = 1.0
     prompt_tokens: Lengths
     output_tokens: Lengths
     trace: Trace | None = None
-    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    rates: tuple[PositiveFloat, ...] = ()
+    mode: Literal["ladder", "search"] = "ladder"
+    rate_range: tuple[PositiveFloat, PositiveFloat] | None = None
+    budget_seconds: PositiveFloat = 600.0
     step_seconds: PositiveFloat = 60.0
     warmup_seconds: PositiveFloat = 10.0
     timeout_seconds: PositiveFloat = 60.0
@@ -132,6 +139,14 @@ class Traffic(Spec):
         if list(rates) != sorted(set(rates)):
             raise ValueError("the ladder must ascend, each rate once")
         return rates
+
+    @model_validator(mode="after")
+    def _mode_has_rates(self) -> Self:
+        if self.mode == "ladder" and not self.rates:
+            raise Misfit("is missing: the ladder, or say mode: search with a rate_range", "rates")
+        if self.mode == "search" and self.rate_range is None:
+            raise Misfit("is missing: where to search, [lowest, highest]", "rate_range")
+        return self
 
     @model_validator(mode="after")
     def _traced(self) -> Self:
@@ -287,7 +302,16 @@ class ModelSpec(Spec):
     def _measurable(self) -> Self:
         """What the benchmark would refuse, or never measure, once the candidate is up."""
         traffic, slo = self.traffic, self.slo
-        if slo.required_rate > traffic.rates[-1]:
+        if traffic.mode == "search":
+            lowest, highest = traffic.rate_range or (0, 0)
+            if not lowest <= slo.required_rate <= highest:
+                raise Misfit(
+                    f"{slo.required_rate:g} is not within traffic.rate_range "
+                    f"({lowest:g} to {highest:g}), where the search starts",
+                    "slo",
+                    "required_rate",
+                )
+        elif slo.required_rate > traffic.rates[-1]:
             raise Misfit(
                 f"{slo.required_rate:g} is above the last of traffic.rates "
                 f"({traffic.rates[-1]:g}), so it would never be measured",

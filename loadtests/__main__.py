@@ -3,6 +3,8 @@
 Runs Locust as a process of its own, prints its progress, and leaves DIR/result.json and
 DIR/rows.jsonl.gz. Exit status: 0 the SLO holds, 1 it doesn't, 3 no verdict (with the reason),
 2 wrong usage.
+
+`python -m loadtests compare A.json B.json`: is B worse than the accepted result A?
 """
 
 import argparse
@@ -17,8 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loadtests.compare import compare, kept
 from loadtests.profile import ProfileError, load_profile
-from loadtests.result import Result, load_result, rows_events
+from loadtests.result import Result, ResultError, load_result, rows_events
 
 EXIT_CODES = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
 NO_VERDICT, USAGE = 3, 2
@@ -31,7 +34,10 @@ class _Interrupted(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one benchmark; returns the exit status."""
+    """Runs one benchmark, or compares two; returns the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["compare"]:
+        return _compare(given[1:])
     parser = argparse.ArgumentParser(prog="python -m loadtests", description=__doc__)
     parser.add_argument("--profile", type=Path, required=True, help="JSON file, see profile.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for result and raw rows")
@@ -70,6 +76,25 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(_summary(result, options.out))
     return EXIT_CODES[result.verdict]
+
+
+def _compare(arguments: list[str]) -> int:
+    """0: no regression, 1: one, 3: not comparable, 2: a file can't be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests compare",
+        description="Is the second result worse than the first, beyond both intervals?",
+    )
+    parser.add_argument("before", type=Path, help="result.json, the accepted one")
+    parser.add_argument("after", type=Path, help="result.json")
+    options = parser.parse_args(arguments)
+    try:
+        before, after = (kept(load_result(path)) for path in (options.before, options.after))
+    except ResultError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    comparison = compare(before, after)
+    print(comparison.sentence())
+    return NO_VERDICT if comparison.differs else 1 if comparison.regressions else 0
 
 
 def _run_locust(profile: Path, out: Path, workers: int, events: bool) -> int:

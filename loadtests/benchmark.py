@@ -14,6 +14,8 @@ from loadtests.generator import Generator, Offer, WorkerLost
 from loadtests.ladder import climb
 from loadtests.profile import Profile
 from loadtests.result import Result, Step, pack_rows
+from loadtests.search import Search, sized
+from loadtests.search import in_flight_at as at_rate
 from loadtests.verdict import (
     Window,
     capacity,
@@ -59,34 +61,42 @@ def run(
         )
     generator.calibrate()
     rows: list[Row] = []
+    loads: list[Window] = []
 
     def reading() -> Any:
         text = engine.get("/metrics").decode("utf-8", "replace")
         return parse_metrics(text, profile.model, time.perf_counter_ns())
 
+    def measure_for(rate: float, repeat: int, warmup_s: float, seconds: float) -> Window:
+        generator.profile = planner.profile = sized(profile, warmup_s, seconds)
+        return measure(rate, repeat)
+
     def measure(rate: float, repeat: int) -> Window:
         again = " again" if repeat else ""
         progress(f"{rate:g} req/s: load starts{again}", {"rate": rate, "repeat": repeat})
         window = generator.window(rate, repeat)
+        loads.append(window)
         rows.extend(window.rows)
         for row in window.measured:
             on_row(row)
         return window
 
+    search = Search(profile, measure_for) if profile.mode == "search" else None
     before = reading()
-    steps = []
+    by_rate: dict[float, Step] = {}
     lost = ""
     try:
-        for step in climb(profile, measure):
-            steps.append(step)
+        for step in search.run() if search else climb(profile, measure):
+            by_rate[step.rate_asked] = step
             progress(_sentence(step), _numbers(step))
     except WorkerLost as error:
         lost = str(error)
         if error.window.measured:  # by the others; shown for what it is worth
             rows.extend(error.window.rows)
-            steps.append(judge([error.window], profile, [lost]))
-        if not steps:
+            by_rate[error.window.rate] = judge([error.window], profile, [lost])
+        if not by_rate:
             raise
+    steps = search.steps() if search and not lost else [by_rate[r] for r in sorted(by_rate)]
     gone = ""
     try:
         after = reading()
@@ -99,14 +109,20 @@ def run(
     if restarted([before, *generator.samples, after]):
         spoiled = "the engine restarted during the run"
     verdict, reason = overall(steps, profile, spoiled)
-    rates = capacity(steps, profile.slo)
+    rates = search.capacity() if search else capacity(steps, profile.slo)
     result = Result(
         verdict=verdict,
         reason=reason,
         steps=tuple(steps),
         capacity=rates,
-        in_flight_at_capacity=in_flight_at(rates, steps),
+        in_flight_at_capacity=at_rate(rates.estimate, steps)
+        if search
+        else in_flight_at(rates, steps),
+        in_flight_low=at_rate(rates.lower, steps),
+        in_flight_high=at_rate(rates.upper, steps) if rates.upper else None,
         limited_by=limited_by(steps),
+        load_seconds=round(sum(_load_s(window) for window in loads), 1),
+        next_step=search.next_step if search else "",
         profile=profile,
         started_at=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         seconds=round(time.time() - started, 1),
@@ -138,6 +154,12 @@ def run(
     )
     packed = pack_rows([row.as_json() for row in rows] + [s.as_json() for s in generator.samples])
     return result, packed
+
+
+def _load_s(window: Window) -> float:
+    """Warm-up and measured window, s."""
+    first = min((row.scheduled for row in window.rows), default=window.start)
+    return (window.end - min(first, window.start)) / 1e9
 
 
 def _sentence(step: Step) -> str:

@@ -1,13 +1,11 @@
-"""Which rates are run, and how often: up the ladder to the first clear fail. Pure.
-
-The search for λ* (double, bisect, repeat the edges) would be another such function.
-"""
+"""Which rates are run, and how often: up the ladder to the first clear fail. Pure."""
 
 from collections.abc import Callable, Iterator
 
+from loadtests.intervals import fewest_requests
 from loadtests.profile import Profile
 from loadtests.result import Step
-from loadtests.verdict import Window, fewest_requests, judge, untrusted
+from loadtests.verdict import Window, judge, untrusted
 
 # Windows at one rate: a machine that stalled once may be asked again, not for ever.
 MOST_WINDOWS = 2
@@ -26,7 +24,10 @@ def window_ns(rate: float, profile: Profile) -> int:
 
 
 def longest_seconds(profile: Profile) -> float:
-    """The most that climb() can take, each window repeated as often as it may be."""
+    """The most that a run can take, each window repeated as often as it may be."""
+    if profile.mode == "search":
+        # The budget has what a window waits for its last answers, but for the last window.
+        return profile.budget_seconds + profile.timeout_s + 60
     return sum(
         _most_windows(rate, profile)
         * (profile.warmup_seconds + requests_of_step(rate, profile) / rate + profile.timeout_s + 1)
@@ -62,11 +63,13 @@ def _step(rate: float, profile: Profile, measure: Callable[[float, int], Window]
             continue
         valid.append(window)
         step = judge(valid, profile, discarded)
-        if not (required and step.verdict == "inconclusive"):
+        if not (required and step.verdict in ("inconclusive", "invalid")):
             break
     assert step is not None, "at least one window was measured"
     return step
 
 
 def _most_windows(rate: float, profile: Profile) -> int:
+    if profile.mode == "rate":
+        return max(1, int(profile.budget_seconds / (window_ns(rate, profile) / 1e9)))
     return MOST_WINDOWS_REQUIRED if rate == profile.slo.required_rate else MOST_WINDOWS

@@ -53,6 +53,14 @@ def add_options(parser: Any) -> None:
     add("--model", default="", help="served name; by default the only one that is served")
     add("--endpoint", choices=sorted(PATHS), default="completions", help="API to load")
     add("--rates", default="1,2,4,8,16", help="ladder of arrival rates, req/s")
+    add(
+        "--mode",
+        choices=["ladder", "search", "rate"],
+        default="ladder",
+        help="ladder: all rates; search: find λ*; rate: a verdict at --required-rate only",
+    )
+    add("--rate-range", default="", help="where to search, lowest and highest req/s, e.g. 1,64")
+    add("--budget-seconds", type=float, default=600, help="of load, for search and rate")
     add("--step-seconds", type=float, default=30, help="least load at each rate")
     add("--warmup-seconds", type=float, default=5, help="load before each step, not counted")
     arrivals = ["poisson", "constant", "gamma", "trace"]
@@ -221,6 +229,7 @@ def _profile(host: str | None, options: Any) -> Profile:
             "base_url": host,
             "model": options.model or "unknown",
             "rates": [float(rate) for rate in options.rates.split(",")],
+            "rate_range": [float(rate) for rate in options.rate_range.split(",") if rate] or None,
             "slo": {name: getattr(options, name) for name in LIMITS},
             **{name: getattr(options, name) for name in TRAFFIC},
             **_traffic(options),

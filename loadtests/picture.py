@@ -61,6 +61,10 @@ def _ttft(axes: "Axes", result: Result) -> None:
         drawn = [top * 1.5 if height is None else height for height in heights]
         axes.plot(rates, drawn, color=colour, marker="o", markersize=4, label=f"TTFT {name}")
     for step in result.steps:
+        low, high = step.ttft_p95_low_ms, step.ttft_p95_high_ms
+        if low is not None:
+            ends = [low, top * 1.5 if high is None else high]
+            axes.plot([step.rate_asked] * 2, ends, color=COLOURS["p95"], alpha=0.4, linewidth=4)
         beyond = [v for v in _quantiles(step).values() if v is None or v > top]
         if beyond:
             axes.annotate(

@@ -11,6 +11,7 @@ from pydantic import (
     JsonValue,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -74,7 +75,12 @@ class Profile(_Closed):
     base_url: Annotated[str, StringConstraints(pattern=r"^http://[^/\s@]+/?$")]
     model: Annotated[str, StringConstraints(min_length=1)]
     endpoint: Literal["chat", "completions"] = "completions"
-    rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    # ladder: all of `rates` up to the first fail; search: λ* within `rate_range`, for at most
+    # `budget_seconds` of load; rate: a verdict at slo.required_rate only, likewise.
+    mode: Literal["ladder", "search", "rate"] = "ladder"
+    rate_range: tuple[Positive, Positive] | None = None
+    budget_seconds: Positive = 600.0
+    rates: Annotated[tuple[Positive, ...], Field(validate_default=True)] = ()
     step_seconds: Positive = 60.0
     warmup_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
@@ -96,10 +102,25 @@ class Profile(_Closed):
 
     @field_validator("rates")
     @classmethod
-    def _ascending(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+    def _ascending(cls, rates: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if not rates and info.data.get("mode") == "ladder":
+            raise ValueError("is missing: the ladder of arrival rates, or say another mode")
         if list(rates) != sorted(set(rates)):
             raise ValueError("the ladder must ascend, each rate once")
         return rates
+
+    @model_validator(mode="after")
+    def _search_has_a_range(self) -> Self:
+        if self.mode == "search":
+            if self.rate_range is None:
+                raise ValueError("rate_range is missing: where to search, [lowest, highest] req/s")
+            lowest, highest = self.rate_range
+            if not lowest <= self.slo.required_rate <= highest:
+                raise ValueError(
+                    f"rate_range ({lowest:g} to {highest:g}) must hold slo.required_rate "
+                    f"({self.slo.required_rate:g}), where the search starts"
+                )
+        return self
 
     @model_validator(mode="after")
     def _patient(self) -> Self:
@@ -161,6 +182,8 @@ class Profile(_Closed):
     @property
     def ladder(self) -> tuple[float, ...]:
         """The rates to run, ascending: `rates`, and always the SLO's required rate."""
+        if self.mode == "rate":
+            return (self.slo.required_rate,)
         return tuple(sorted({*self.rates, self.slo.required_rate}))
 
 

@@ -3,19 +3,20 @@
 import base64
 import html as html_module
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loadtests.chart import charts
 from loadtests.picture import title, ttft_against_rate
 from loadtests.result import Result
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
-def html(result: Result, record: Mapping[str, Any]) -> str:
-    """The page: verdict, picture, steps, what it all depends on, and `record` (nested fields of
-    the promotion, may be empty)."""
+def html(result: Result, record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = ()) -> str:
+    """The page: verdict, pictures, steps, what it all depends on, and `record` (nested fields of
+    the promotion, may be empty). `rows`: the raw ones, for what happened over time."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -27,6 +28,7 @@ def html(result: Result, record: Mapping[str, Any]) -> str:
         title=title(result),
         result=result,
         picture=base64.b64encode(ttft_against_rate(result)).decode(),
+        charts=charts(result, rows),
         record=_flat(record),
         depends=_flat(
             {

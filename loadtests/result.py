@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from loadtests.profile import Profile, describe
 
-FORMAT = 1
+FORMAT = 2
 Verdict = Literal["pass", "fail", "invalid", "inconclusive"]
 # Log lines of a container are cut at 16 KiB; 8 KiB leaves room for time stamps and tags.
 PART_CHARACTERS = 8000
@@ -66,7 +66,9 @@ class ModelStep(_Closed):
 class Step(_Closed):
     """One rate of the ladder. Failed requests count as infinitely slow, and miss the SLO.
 
-    `attainment_low`, `attainment_high`: Wilson's bounds, each at 95 %. `send_lag_p99_ms`: how
+    `attainment_low`, `attainment_high`: Wilson's bounds, each at 95 %, of scheduled requests ÷
+    `design_effect`: so many of them, alike in a queue, count as one. `ttft_p95_low_ms` and
+    `…_high_ms`: 90 % interval by a block bootstrap (None: infinite). `send_lag_p99_ms`: how
     late requests were sent. `generator_cpu`: share of one core. `repeats`: how many valid windows
     were pooled; `discarded`: why others were thrown away. `misses`: failures by kind. `models`: by
     name, where the profile has several.
@@ -98,23 +100,30 @@ class Step(_Closed):
     verdict: Verdict
     reason: str
     models: dict[str, ModelStep] = {}
+    ttft_p95_low_ms: float | None = None
+    ttft_p95_high_ms: float | None = None
+    design_effect: float = 1.0
 
 
 class Capacity(_Closed):
     """λ*, requests/s for one replica: the highest rate at which the SLO holds.
 
-    `lower` passed, `upper` failed (None: nothing failed), `estimate` lies between. `at_least`:
-    the highest rate tried passed, so λ* is at least `estimate`.
+    `estimate` lies between `lower` and `upper`: of a ladder a rate that passed and one that failed
+    (None: nothing failed), of a search the 90 % interval. `at_least`: the highest rate tried
+    passed, so λ* is at least `estimate`. `warnings`: what is odd about the curve.
     """
 
     lower: float
     estimate: float
     upper: float | None
     at_least: bool
+    warnings: tuple[str, ...] = ()
 
 
 class Result(_Closed):
-    """One benchmark's outcome. `in_flight_at_capacity` is L*, None if no rate passed."""
+    """One benchmark's outcome. `in_flight_at_capacity` is L*, None if no rate passed; `…_low` and
+    `…_high` at λ*'s bounds. `load_seconds`: with load, warm-ups too. `next_step`: what a search
+    would have done with a larger budget."""
 
     format: int = FORMAT
     verdict: Verdict
@@ -122,7 +131,11 @@ class Result(_Closed):
     steps: tuple[Step, ...]
     capacity: Capacity
     in_flight_at_capacity: float | None
+    in_flight_low: float | None = None
+    in_flight_high: float | None = None
     limited_by: str
+    load_seconds: float = 0.0
+    next_step: str = ""
     profile: Profile
     started_at: str
     seconds: float

@@ -9,10 +9,16 @@ from itertools import pairwise
 from catalog.model import Slo
 from loadtests.answer import Row
 from loadtests.engine import Sample
+from loadtests.intervals import (
+    design_effect,
+    growth,
+    quantile,
+    quantile_interval,
+    wilson,
+)
 from loadtests.profile import Profile
 from loadtests.result import Capacity, ModelStep, Quantiles, ServerLoad, Step, Verdict
 
-Z = 1.645  # each bound alone is wrong in 5 % of cases
 LAG_FLOOR_MS = 5.0
 LAG_SHARE_OF_TTFT = 0.02
 ACHIEVED_LEAST = 0.99
@@ -20,9 +26,12 @@ GENERATOR_CPU_MOST = 0.80
 STOOD_STILL_MOST = 0.01
 PREFIX_HITS_MOST = 0.01
 WRONG_LENGTH_MOST = 0.01
-# A window that grows: significant slope, and a growth that matters beside the SLO.
-SLOPE_T = 3.5
+# A window that grows: a significant slope, and a growth that matters beside the SLO.
 SLOPE_SHARE_OF_TTFT = 0.25
+SLOPE_SHARE_OF_IN_FLIGHT = 1.0
+# From here to the limit, as shares of it, a request counts as near a miss. A queue near its knee
+# that happens to miss nothing still shows there how its requests hang together.
+NEAR = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,33 +59,6 @@ class Window:
     def seconds(self) -> float:
         """Length of the measured window."""
         return (self.end - self.start) / 1e9
-
-
-def wilson(successes: int, of: int) -> tuple[float, float]:
-    """Lower and upper bound of a share, each at 95 % (Wilson 1927, score interval)."""
-    if of == 0:
-        return 0.0, 1.0
-    share, z2 = successes / of, Z * Z
-    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def fewest_requests(attainment: float) -> int:
-    """So few requests, all good, already show that `attainment` holds: n / (n + z²) ≥ it."""
-    return math.ceil(Z * Z * attainment / (1 - attainment))
-
-
-def quantile(values: Sequence[float], q: float) -> float | None:
-    """The q-quantile, linearly interpolated; None if there are no values or it is infinite."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    at = q * (len(ordered) - 1)
-    below, above = ordered[math.floor(at)], ordered[math.ceil(at)]
-    if math.isinf(above):
-        return None
-    return below + (above - below) * (at - math.floor(at))
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
@@ -112,6 +94,11 @@ def untrusted(window: Window, profile: Profile) -> str:
             f"the generator used {window.cpu:.0%} of its core, at most "
             f"{GENERATOR_CPU_MOST:.0%} allowed"
         )
+    other = [row for row in rows if row.error == "wrong_model"]
+    if other:
+        return f"the wrong model answered {len(other)} requests: {other[0].detail}"
+    if restarted(window.samples):
+        return "the engine restarted during the window"
     # Without `usage` each chunk counts as a token.
     wrong = [row for row in rows if not row.error and row.tokens_out != row.tokens_asked]
     if len(wrong) > WRONG_LENGTH_MOST * len(rows):
@@ -164,7 +151,11 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
     rows = [row for window in windows for row in window.measured]
     slo, rate = profile.slo, windows[0].rate
     met = sum(meets(row, slo) for row in rows)
-    low, high = wilson(met, len(rows))
+    effect = effect_of(windows, slo)
+    low, high = wilson(met / effect, len(rows) / effect)
+    ttft_low, ttft_high = quantile_interval(
+        [[r.ttft_ms for r in w.measured] for w in windows], 0.95
+    )
     seconds = sum(window.seconds for window in windows)
     misses = Counter(row.error for row in rows if row.error)
     models = {
@@ -177,11 +168,10 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
     if reason:
         verdict = "invalid"
     else:
-        verdict, reason = _decide(rows, slo)
-        growth = _growth_ms(windows[-1])
-        if verdict == "pass" and growth > SLOPE_SHARE_OF_TTFT * slo.ttft_p95_ms:
-            verdict = "inconclusive"
-            reason = f"not steady: TTFT grew by {growth:.0f} ms over the window; load longer"
+        verdict, reason = _decide(rows, slo, effect)
+        unsteady = _unsteady(windows[-1], slo)
+        if verdict != "fail" and unsteady:
+            verdict, reason = "invalid", unsteady
         missed = [f"{name}: {m.reason}" for name, m in models.items() if m.verdict == "fail"]
         if verdict == "pass" and missed:
             verdict, reason = "fail", "; ".join(missed)
@@ -216,13 +206,17 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
         verdict=verdict,
         reason=reason,
         models=models,
+        ttft_p95_low_ms=_round(ttft_low),
+        ttft_p95_high_ms=_round(ttft_high),
+        design_effect=round(effect, 2),
     )
 
 
 def _judge_model(rows: Sequence[Row], slo: Slo) -> ModelStep:
     met = sum(meets(row, slo) for row in rows)
-    low, high = wilson(met, len(rows))
-    verdict, reason = _decide(rows, slo)
+    effect = design_effect([nearness(row, slo) for row in rows])
+    low, high = wilson(met / effect, len(rows) / effect)
+    verdict, reason = _decide(rows, slo, effect)
     return ModelStep(
         scheduled=len(rows),
         failed=sum(row.error is not None for row in rows),
@@ -236,10 +230,22 @@ def _judge_model(rows: Sequence[Row], slo: Slo) -> ModelStep:
     )
 
 
-def _decide(rows: Sequence[Row], slo: Slo) -> tuple[Verdict, str]:
+def effect_of(windows: Sequence[Window], slo: Slo) -> float:
+    """How many requests of these windows say as much as one independent one (design effect)."""
+    near = [[nearness(row, slo) for row in window.measured] for window in windows]
+    return sum(design_effect(w) * len(w) for w in near) / max(1, sum(map(len, near)))
+
+
+def nearness(row: Row, slo: Slo) -> float:
+    """0 far from the SLO's limits, 1 at a miss."""
+    share = max(row.ttft_ms / slo.ttft_p95_ms, _gap_ms(row) / slo.itl_p95_ms)
+    return min(1.0, max(0.0, (share - NEAR) / (1 - NEAR)))
+
+
+def _decide(rows: Sequence[Row], slo: Slo, effect: float) -> tuple[Verdict, str]:
     misses = Counter(row.error for row in rows if row.error)
     met, scheduled, failed = sum(meets(row, slo) for row in rows), len(rows), misses.total()
-    low, high = wilson(met, scheduled)
+    low, high = wilson(met / effect, scheduled / effect)
     share = f"{met} of {scheduled} requests met the SLO ({met / scheduled:.1%})"
     if wilson(failed, scheduled)[0] > slo.error_rate:
         kinds = ", ".join(f"{kind} {count}" for kind, count in misses.most_common())
@@ -253,6 +259,7 @@ def _decide(rows: Sequence[Row], slo: Slo) -> tuple[Verdict, str]:
     return "inconclusive", (
         f"{share}, so between {low:.1%} and {high:.1%}: too few requests to say whether it is "
         f"{slo.attainment:.0%}"
+        + (f" (requests in a queue are alike: {effect:.0f} count as one)" if effect >= 2 else "")
     )
 
 
@@ -384,23 +391,18 @@ def _in_flight(window: Window) -> float:
     return total / (window.end - window.start)
 
 
-def _growth_ms(window: Window) -> float:
-    """By how much TTFT grew over the window, in ms; 0 if the slope is not significant."""
-    points = [
-        ((row.scheduled - window.start) / 1e9, row.ttft_ms)
-        for row in window.measured
-        if math.isfinite(row.ttft_ms)
-    ]
-    n = len(points)
-    if n < 8:
-        return 0.0
-    mean_x = sum(x for x, _ in points) / n
-    mean_y = sum(y for _, y in points) / n
-    sxx = sum((x - mean_x) ** 2 for x, _ in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sxx
-    residual = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
-    error = math.sqrt(residual / (n - 2) / sxx)
-    return slope * window.seconds if slope > SLOPE_T * error else 0.0
+def _unsteady(window: Window, slo: Slo) -> str:
+    """Why the window was no steady state; empty if it may have been."""
+    rows = [row for row in window.measured if math.isfinite(row.ttft_ms)]
+    longer = growth([(row.scheduled / 1e9, row.ttft_ms) for row in rows])
+    if longer > SLOPE_SHARE_OF_TTFT * slo.ttft_p95_ms:
+        return f"not steady: TTFT grew by {longer:.0f} ms over the window; warm up or load longer"
+    samples = [s for s in window.samples if window.start <= s.time_ns <= window.end and s.values]
+    counts = [s["num_requests_running"] + s["num_requests_waiting"] for s in samples]
+    more = growth([(s.time_ns / 1e9, count) for s, count in zip(samples, counts, strict=True)])
+    if counts and more > max(4.0, SLOPE_SHARE_OF_IN_FLIGHT * sum(counts) / len(counts)):
+        return f"not steady: requests in flight grew by {more:.0f}; warm up or load longer"
+    return ""
 
 
 def _server_load(windows: Sequence[Window]) -> ServerLoad | None:

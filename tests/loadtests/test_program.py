@@ -161,6 +161,29 @@ def test_an_engine_that_dies_under_load(tmp_path: Path) -> None:
     assert 0 < step.failed < 120
 
 
+def test_search_and_one_rate(tmp_path: Path) -> None:
+    """The whole search against a real server; the answer itself is tested in virtual time."""
+    curve = {**FAST, "max_num_seqs": 2}
+    slo = {**SLO, "required_rate": 20, "ttft_p95_ms": 1000}
+    fields: dict[str, Any] = {"rates": [], "slo": slo, "rate_range": [4, 90], "timeout_s": 10}
+    fields |= {"warmup_seconds": 0.5, "budget_seconds": 20}
+    with simulator(tmp_path / "m", simulation={"service_curve": curve}) as engine:
+        profile = write_profile(tmp_path, engine.url, mode="search", **fields)
+        _, events, out = benchmark(profile)
+        result = load_result(out / "result.json")
+        assert result.load_seconds <= 20
+        assert result.next_step or result.capacity.estimate > 0
+        rates = [step.rate_asked for step in result.steps]
+        assert rates == sorted(set(rates))
+        assert 20 in rates, events
+
+        write_profile(tmp_path, engine.url, mode="rate", **fields)
+        status, events, out = benchmark(profile)
+    result = load_result(out / "result.json")
+    assert [step.rate_asked for step in result.steps] == [20], events
+    assert status == {"pass": 0, "fail": 1}.get(result.verdict, 3)
+
+
 def test_server_that_is_away(tmp_path: Path) -> None:
     status, events, _ = benchmark(write_profile(tmp_path, "http://127.0.0.1:9"))
     assert status == 3

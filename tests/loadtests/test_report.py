@@ -43,3 +43,15 @@ def test_names_are_escaped() -> None:
     page = html(result, {"x": "<img src=x onerror=alert(1)>"})
     assert "<script>" not in page
     assert "<img src=x" not in page
+
+
+def test_charts_over_time_come_from_the_rows() -> None:
+    result = make_result([steady(4, 60), steady(8, 60, 900)])
+    rows = [row.as_json() for row in steady(4, 60).rows]
+    rows += [{"row": "server", "time_ns": i, "values": {}} for i in range(3)]
+    page = html(result, {}, rows)
+    for part in ("TTFT by arrival rate", "In the engine over time", "TTFT over time at 4 req/s"):
+        assert part in page
+    assert "TTFT p95: 900 ms at 8 req/s" in page
+    assert "http://" not in page.replace(result.profile.base_url, "")
+    assert "TTFT over time" not in html(result, {})

@@ -1,0 +1,97 @@
+"""λ* of queues whose knee is known by analysis, in virtual time."""
+
+import pytest
+
+from loadtests.knee import find, seen
+from loadtests.search import Search
+from loadtests.verdict import Window
+from tests.loadtests.queues import Queue
+from tests.loadtests.samples import make_profile, steady
+
+QUEUE = Queue(servers=8, service_s=0.08, limit_ms=101)
+
+
+def searched(queue: Queue, seed: int, required: float, **changes: object) -> Search:
+    knee = queue.knee()
+    fields: dict[str, object] = {"budget_seconds": 6000 / knee, **changes}
+    search = Search(queue.profile(required, 0.05 * knee, 8 * knee, **fields), queue.measure(seed))
+    list(search.run())
+    return search
+
+
+@pytest.mark.parametrize("queue", [QUEUE, Queue(1, 0.05, 201)], ids=["M/D/8", "M/D/1"])
+def test_the_knee_is_found(queue: Queue) -> None:
+    knee = queue.knee()
+    for seed in range(5):
+        search = searched(queue, seed, knee / 4)
+        found = search.capacity()
+        assert found.estimate == pytest.approx(knee, rel=0.05), f"seed {seed}"
+        assert found.upper is not None
+        assert found.lower <= found.estimate <= found.upper
+        assert search.next_step == ""
+        assert search.spent_s * knee < 6000
+        passed = [step.rate_asked for step in search.steps() if step.verdict == "pass"]
+        assert knee / 4 in passed
+        assert max(passed) <= knee, f"seed {seed}"
+
+
+def test_from_above() -> None:
+    search = searched(QUEUE, 3, 1.5 * QUEUE.knee())
+    assert search.capacity().estimate == pytest.approx(QUEUE.knee(), rel=0.05)
+    steps = {step.rate_asked: step.verdict for step in search.steps()}
+    assert steps[1.5 * QUEUE.knee()] == "fail"
+
+
+def test_without_a_model_queue_that_fits_the_interval_is_wide_and_honest() -> None:
+    queue = Queue(8, 0.08, 101, random_service=True)
+    search = searched(queue, 1, queue.knee() / 4)
+    found = search.capacity()
+    assert found.upper is not None
+    assert found.lower * 0.9 < queue.knee() < found.upper * 1.1
+
+
+def test_the_highest_rate_that_holds_is_at_least() -> None:
+    search = Search(QUEUE.profile(20, 10, 40), QUEUE.measure(1))
+    list(search.run())
+    found = search.capacity()
+    assert (found.estimate, found.upper, found.at_least) == (40, None, True)
+    assert {step.verdict for step in search.steps()} == {"pass"}
+
+
+def test_the_lowest_rate_that_misses() -> None:
+    search = Search(QUEUE.profile(200, 150, 400), QUEUE.measure(1))
+    list(search.run())
+    found = search.capacity()
+    assert (found.lower, found.estimate, found.upper) == (0, 0, 150)
+    assert {step.verdict for step in search.steps()} == {"fail"}
+
+
+def test_a_budget_that_ends_says_what_would_have_been_next() -> None:
+    search = searched(QUEUE, 1, QUEUE.knee() / 4, budget_seconds=10)
+    assert "more requests at" in search.next_step
+    assert search.spent_s < 11  # with the last answers
+
+
+def test_rates_that_cannot_be_offered_end_the_search_below_them() -> None:
+    def lags(rate: float, repeat: int, warmup_s: float, seconds: float) -> Window:
+        return steady(rate, round(rate * seconds), lag_ms=0.1 if rate <= 16 else 90)
+
+    profile = make_profile(mode="search", rates=[], rate_range=[4, 64], warmup_seconds=0)
+    search = Search(profile, lags)
+    list(search.run())
+    assert [(s.rate_asked, s.verdict) for s in search.steps()] == [
+        (4, "pass"),
+        (8, "pass"),
+        (16, "pass"),
+        (32, "invalid"),
+    ]
+    assert search.capacity().at_least
+
+
+def test_a_curve_that_rises_is_flagged() -> None:
+    def odd(rate: float, repeat: int, warmup_s: float, seconds: float) -> Window:
+        return steady(rate, round(rate * seconds), ttft_ms=900 if 5 < rate < 12 else 100)
+
+    profile = make_profile(mode="search", rates=[], rate_range=[4, 64], warmup_seconds=0)
+    found = find([seen(odd(rate, 0, 0, 60 / rate), profile) for rate in (4, 8, 16)], profile)
+    assert "not monotone: 8 req/s" in found.warnings[0]
