@@ -67,15 +67,28 @@ def cluster(client: Client, node: SimulatedNode) -> ClusterSpec:
     """A pool whose only node is the simulated one, and nobody waits for a GPU."""
     for deployment in client.list("Deployment"):  # of other tests
         client.scale("Deployment", deployment["metadata"]["name"], 0)
-    deadline = time.monotonic() + 20
-    while waiting := [pod for pod in client.list("Pod") if not pod["spec"].get("nodeName")]:
+    deadline = time.monotonic() + 30
+    while waiting := _waiting(client):
         assert time.monotonic() < deadline, waiting
-        for pod in waiting:
-            _call(client, "DELETE", pod["metadata"]["name"], body={"gracePeriodSeconds": 0})
         time.sleep(0.1)
     spec = catalog().cluster("lab")
     pool = spec.node_pools[0].model_copy(update={"labels": {"test.local/node": node.name}})
     return spec.model_copy(update={"node_pools": (pool,)})
+
+
+def _waiting(client: Client) -> list[str]:
+    """Deployments that are not at rest yet, and Pods that wait for a node, which are deleted."""
+    names = []
+    for deployment in client.list("Deployment"):
+        meta, status = deployment["metadata"], deployment.get("status", {})
+        seen = status.get("observedGeneration") == meta["generation"]
+        if not seen or status.get("replicas"):
+            names.append(meta["name"])
+    for pod in client.list("Pod"):
+        if not pod["spec"].get("nodeName"):
+            names.append(pod["metadata"]["name"])
+            _call(client, "DELETE", names[-1], body={"gracePeriodSeconds": 0})
+    return names
 
 
 def make_node(
