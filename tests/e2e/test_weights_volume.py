@@ -49,6 +49,7 @@ def importer(target: Target) -> Iterator[str]:
 def brought(target: Target, repo: str, revision: str, here: Path) -> str:
     """Fetch a commit here and bring it into the cluster as the docs say. Returns the commit."""
     commit = weights(target, "resolve", "--repo", repo, "--revision", revision)["commit"]
+    here.chmod(0o755)  # open to the server's user, as a volume must be
     place = ("--repo", repo, "--commit", str(commit), "--root", str(here))
     fetched = weights(target, "fetch", *place)
     kubectl = [str(target.lab.kubectl), "--kubeconfig", str(target.lab.kubeconfig)]
