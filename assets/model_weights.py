@@ -112,6 +112,7 @@ def fetch(
             run,
             attempt,
             base=revision.commit,
+            rehash=rehash,
         )
         for adapter in model.adapters
     ]

@@ -14,6 +14,7 @@ import stat
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -186,7 +187,7 @@ def take(source: str, root: Path, reporter: Reporter, stall_s: float = STALL_S) 
     what = "the tar on stdin" if source == STDIO else source
     try:
         if source == STDIO:
-            return work.take(_tar(_Patient(sys.stdin.fileno(), stall_s, work.alive)), what)
+            return work.take(_tar(_Patient(sys.stdin.fileno(), stall_s, lambda: None)), what)
         if Path(source).is_dir():
             return work.take(_folder(Path(source)), what)
         with _opened(source) as file:
@@ -257,16 +258,18 @@ class _Work:
     def __init__(self, root: Path, reporter: Reporter) -> None:
         self.root, self.reporter = root, reporter
         self.where: Folders | None = None
-        self.beaten = 0.0
+        self.ended = threading.Event()
 
     def alive(self) -> None:
         """Keep the work folder from being taken for that of a dead one."""
-        if self.where and time.monotonic() - self.beaten > REPORT_SECONDS:
-            publish.beat(self.where.work)
-            self.beaten = time.monotonic()
+        assert self.where is not None
+        while not self.ended.wait(publish.BEAT_SECONDS):
+            with suppress(OSError):
+                publish.beat(self.where.work)
 
     def end(self) -> None:
         """Leave nothing."""
+        self.ended.set()
         if self.where:
             shutil.rmtree(self.where.work, ignore_errors=True)
 
@@ -279,6 +282,7 @@ class _Work:
         publish.make(self.root, where.work)
         self.where = where
         publish.beat(where.work)
+        threading.Thread(target=self.alive, daemon=True).start()
         publish.Others(where).sweep()
         # A published folder that lacks or damaged a file is mended in place, file by file.
         mends = publish.is_published(where)
@@ -309,7 +313,7 @@ class _Work:
     ) -> None:
         place = Place(found.repo, found.commit)
         wanted = {file.path: file for file in found.files}
-        progress = _Progress(found.bytes, self.reporter, self.alive)
+        progress = _Progress(found.bytes, self.reporter)
         incoming = self._incoming()
         for entry in entries:
             path = _path(entry, prefix, what)

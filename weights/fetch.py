@@ -95,7 +95,10 @@ def fetch(wanted: Wanted, root: Path, hub: Hub, reporter: Reporter, patience: Pa
         while True:
             there = _look(wanted, where, reporter)
             if there and not there.damaged and there.manifest.selection == wanted.selection:
-                return _hit(wanted, where, there.manifest)
+                hit = _hit(wanted, where, there.manifest)
+                if publish.is_published(where):  # and not removed by a collection just now
+                    return hit
+                continue
             if done := _Fetch(wanted, where, there, hub, reporter, patience).run():
                 return done
             shutil.rmtree(where.staging, ignore_errors=True)
@@ -142,7 +145,8 @@ def _look(wanted: Wanted, where: Folders, reporter: Reporter) -> _Published | No
             mtimes={path: mtime for path, mtime in mtimes.items() if path not in damaged},
         )
         if not damaged:
-            publish.renew(where, found)
+            with suppress(OSError):  # no room, read-only: then it is compared again next time
+                publish.renew(where, found)
     for path, wrong in damaged.items():
         reporter.progress(f"{wanted.place.of(path)} {wrong}: it is fetched again")
     return _Published(found, damaged)
@@ -198,8 +202,6 @@ class _Fetch:
         self.where = where
         self.there = there
         damaged = there.damaged if there else {}
-        files = there.manifest.files if there else ()
-        self.right = {file.path: file for file in files if file.path not in damaged}
         self.hub = hub
         self.reporter = reporter
         self.pace = Pace(patience, reporter)
@@ -207,6 +209,11 @@ class _Fetch:
         self.ended = threading.Event()
         # A published folder that lacks or damaged a file is mended in place, file by file.
         self.target = where.published if publish.is_published(where) else where.staging
+        # What was seen counts only while it is there: `collect` may have removed it.
+        seen = there.manifest if there and self.target == where.published else None
+        self.right = {f.path: f for f in seen.files if f.path not in damaged} if seen else {}
+        # path -> st_mtime_ns when it was compared
+        self.mtimes = {path: seen.mtimes[path] for path in self.right} if seen else {}
         self.total = 0
         self.settled: dict[str, int] = {}  # path -> bytes of files that are in their place
         self.history: deque[tuple[float, int]] = deque(maxlen=RATE_REPORTS)  # when, bytes so far
@@ -292,9 +299,13 @@ class _Fetch:
             read_bytes_per_s=round(verify.read_throughput(self.target, chosen)),
             published_at=now,
             verified_at=self.there.manifest.verified_at if self.there else now,
-            mtimes=verify.mtimes(self.target, chosen),
+            mtimes={file.path: self.mtimes[file.path] for file in chosen},
         )
         if not publish.publish(self.where, self.target, content):
+            return None
+        # Staging is shared: a fetch with other patterns may have tidied it meanwhile.
+        now_there = _manifest(self.where.published)
+        if now_there != content or verify.damaged(self.where.published, content, hashes=False):
             return None
         return _fetched(self.where, content, hit=False)
 
@@ -312,22 +323,24 @@ class _Fetch:
         place = self.wanted.place.of(file.path)
         target = self.target / file.path
         self.busy[file.path] = time.monotonic()
-        if self.right.get(file.path) == file:
-            pass
-        elif verify.problem(target, file, self._hashed) is None:
-            _check_format(target, place)
-        else:
-            self._download(file, place)
+        if self.right.get(file.path) != file:
+            before = target.lstat().st_mtime_ns if target.exists() else 0
+            if verify.problem(target, file, self._hashed) is None:
+                self.mtimes[file.path] = before
+                _check_format(target, place)
+            else:
+                self._download(file, place)
         del self.busy[file.path]
         self.settled[file.path] = file.size
 
     def _download(self, file: File, place: Place) -> None:
         downloads = 0
         while downloads < DOWNLOADS:
-            resumed = publish.left_bytes(self.where, file.path) > 0
+            resumed = self._left(file) > 0
             path, wrong = self._once(file, place)
             if wrong is None:
                 _check_format(path, place)
+                self.mtimes[file.path] = path.stat().st_mtime_ns
                 publish.settle(path, self.target, file.path)
                 return
             path.unlink(missing_ok=True)
@@ -447,10 +460,14 @@ class _Fetch:
         for name in self.others.sweep():
             self.reporter.progress(f"removed {name}, left by a fetch that was killed")
 
+    def _left(self, file: File) -> int:
+        """Bytes that needn't come again. Xet's client begins anew."""
+        return 0 if hubs.through_xet(file) else publish.left_bytes(self.where, file.path)
+
     def _check_space(self, chosen: Sequence[File]) -> None:
         """Raise NoSpace before the first byte if the volume can't hold what is missing."""
         missing = sum(
-            max(0, file.size - publish.left_bytes(self.where, file.path))
+            max(0, file.size - self._left(file))
             for file in chosen
             if verify.size_problem(self.target / file.path, file) is not None
         )

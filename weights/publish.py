@@ -181,7 +181,9 @@ def take(where: Folders, path: str) -> Path:
     part.parent.mkdir(parents=True, exist_ok=True)
     if not part.exists():
         with suppress(FileNotFoundError):
-            (where.parts / path).replace(part)
+            # A copy: who was taken for dead and wakes up goes on writing to the file it has open.
+            shutil.copyfile(where.parts / path, part)
+            (where.parts / path).unlink()
     return part
 
 
@@ -254,9 +256,11 @@ def publish(where: Folders, target: Path, content: Manifest) -> bool:
 
 def renew(where: Folders, content: Manifest) -> None:
     """Replace the manifest of a published commit."""
-    make(where.root, where.work)
-    _write(where, content).replace(where.published / manifest.NAME)
-    shutil.rmtree(where.work, ignore_errors=True)
+    try:
+        make(where.root, where.work)
+        _write(where, content).replace(where.published / manifest.NAME)
+    finally:
+        shutil.rmtree(where.work, ignore_errors=True)
 
 
 def _write(where: Folders, content: Manifest) -> Path:

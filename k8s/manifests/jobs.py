@@ -112,9 +112,11 @@ def adapter_job(
     attempt: int = 0,
     *,
     base: str,
+    rehash: bool = False,
 ) -> Obj:
     """The same for an adapter of the model, whose own weights are published at commit `base`."""
     options = [f"--adapter-of={model.repo}@{base}"]
+    options += ["--rehash"] if rehash else []
     return _fetch_job(model, cluster, adapter.repo, commit, promotion, attempt, options)
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from k8s.client import Client
+from k8s.errors import NotFound
 from k8s.manifests.release import ENGINE, GPU_CHECK, Release, engine_selector
 from tests.k8s.simulated_node import Run, SimulatedNode, now_ns, patch_status
 
@@ -114,9 +115,11 @@ def playing(
             for pod in _waiting(node.client, release):
                 engine = EnginePod(node.client, pod)
                 node.pods[pod] = engine  # type: ignore[assignment]
-                node._bind(pod)
-                pods.append(engine)
-                script(engine)
+                # A Pod that is replaced meanwhile is gone; its successor comes next.
+                with contextlib.suppress(NotFound):
+                    node._bind(pod)
+                    pods.append(engine)
+                    script(engine)
 
     thread = threading.Thread(target=play, daemon=True)
     thread.start()
