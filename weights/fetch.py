@@ -216,9 +216,11 @@ class _Fetch:
         self.mtimes = {path: seen.mtimes[path] for path in self.right} if seen else {}
         self.total = 0
         self.settled: dict[str, int] = {}  # path -> bytes of files that are in their place
-        self.history: deque[tuple[float, int]] = deque(maxlen=RATE_REPORTS)  # when, bytes so far
+        # When, and how many bytes had come from the Hub.
+        self.history: deque[tuple[float, int]] = deque(maxlen=RATE_REPORTS)
         self.busy: dict[str, float] = {}  # path -> since when
         self.arrived: dict[str, int] = {}  # path -> bytes of files on their way
+        self.kept: dict[str, int] = {}  # path -> bytes of it that were here already
 
     def run(self) -> Fetched | None:
         """Fetch and publish. None: another fetch was faster, look again."""
@@ -274,7 +276,7 @@ class _Fetch:
             files=len(chosen),
             total_bytes=self.total,
         )
-        self.history.append((time.monotonic(), self._bytes_here()))
+        self.history.append((time.monotonic(), self._bytes_here() - self._bytes_kept()))
         # The largest first: they decide when it ends.
         rest = [file for file in chosen if file.path not in self.settled]
         self._each(sorted(rest, key=lambda file: -file.size), self._obtain)
@@ -327,9 +329,12 @@ class _Fetch:
             before = target.lstat().st_mtime_ns if target.exists() else 0
             if verify.problem(target, file, self._hashed) is None:
                 self.mtimes[file.path] = before
+                self.kept[file.path] = file.size
                 _check_format(target, place)
             else:
                 self._download(file, place)
+        else:
+            self.kept[file.path] = file.size
         del self.busy[file.path]
         self.settled[file.path] = file.size
 
@@ -357,29 +362,49 @@ class _Fetch:
     def _once(self, file: File, place: Place) -> tuple[Path, str | None]:
         """Download the file. Returns where it is, and what is wrong with its bytes."""
         hub, repo, commit = self.hub, self.wanted.repo, self.wanted.commit
-        arrived = partial(self._arrived, file)
 
         def understand(error: Exception) -> WeightsError:
             return hubs.understand(error, hub, place, resolved=True)
 
         if hubs.through_xet(file):
             folder = self.where.work / "xet"
+            arrived = partial(self._arrived, file, None)
             path = self.pace.persist(
                 lambda: hubs.download_xet(hub, repo, commit, file, folder, arrived), understand
             )
             return path, verify.problem(path, file, self._hashed)
-        path = publish.take(self.where, file.path)
-        with Part(path, file, self._hashed) as part:
-            self.pace.persist(
-                lambda: hubs.download(hub, repo, commit, file, part, arrived), understand
+        with Part(publish.part(self.where, file.path), file) as part:
+            arrived = partial(self._arrived, file, part)
+
+            def download() -> None:
+                self._take_over(file, part)
+                hubs.download(hub, repo, commit, file, part, arrived)
+
+            self.pace.persist(download, understand)
+            return part.path, part.problem
+
+    def _take_over(self, file: File, part: Part) -> None:
+        """Begin with what an ended fetch has left of the file, if it is a new one."""
+        left = self.where.parts / file.path
+        if part.tell() or not left.exists():
+            return
+        # While it is copied it is there twice: that room must be beside what is still to come.
+        if shutil.disk_usage(self.where.root).free >= self.total - self._bytes_here():
+            with suppress(FileNotFoundError):  # another fetch was faster
+                part.continue_from(left, partial(self._arrived, file, part))
+        else:
+            self.reporter.progress(
+                f"no room to copy what is there of {self.wanted.place.of(file.path)}: "
+                "it is downloaded from its start"
             )
-            return path, part.problem
+        left.unlink(missing_ok=True)
 
     def _hashed(self, _: int) -> None:
         self.pace.alive()
 
-    def _arrived(self, file: File, count: int) -> None:
+    def _arrived(self, file: File, part: Part | None, count: int) -> None:
         self.arrived[file.path] = min(count, file.size)
+        self.kept[file.path] = part.kept if part else 0
         self.pace.alive()
 
     # -- all of them --------------------------------------------------------------------------
@@ -438,13 +463,19 @@ class _Fetch:
         under_way = sum(n for path, n in list(self.arrived.items()) if path not in self.settled)
         return sum(list(self.settled.values())) + under_way
 
+    def _bytes_kept(self) -> int:
+        """Those of them that didn't come from the Hub now: they tell nothing of its speed."""
+        return sum(list(self.kept.values()))
+
     def _report(self) -> None:
         if not self.total:
             return
         now, done = time.monotonic(), self._bytes_here()
-        self.history.append((now, done))
+        came = done - self._bytes_kept()
+        self.history.append((now, came))
         then, before = self.history[0]
-        rate = (done - before) / (now - then) if now > then else 0.0
+        # Less than before: bytes that were wrong have been thrown away.
+        rate = max(0, came - before) / (now - then) if now > then else 0.0
         left = (self.total - done) / rate if rate > 0 else None
         self.reporter.progress(
             f"{amount(done)} of {amount(self.total)} ({100 * done / self.total:.0f} %), "

@@ -15,21 +15,19 @@ WRITE_BACK_BYTES = 64 * 1024 * 1024
 
 
 class Part:
-    """The file that huggingface_hub writes a download to. What lies at `path` is continued.
+    """The file that huggingface_hub writes a download to.
 
-    Each piece goes through the hash in a thread while the next one arrives.
+    Each piece goes through the hash in a thread while the next one arrives. `kept`: bytes at its
+    start that an earlier fetch had got.
     """
 
-    def __init__(self, path: Path, file: File, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, file: File) -> None:
         self.path = path
+        self.kept = 0
         self._file = file
         self._hash = hasher(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            for piece in pieces(path):
-                self._hash.update(piece)
-                on_bytes(len(piece))
-        self._out = path.open("ab")
+        self._out = path.open("wb")
         self._written_back = 0
         self._thread: ThreadPoolExecutor | None = None
         self._hashed: Future[None] | None = None
@@ -53,6 +51,17 @@ class Part:
         kind = self._file.digest.partition(":")[0]
         found = f"{kind}:{self._hash.hexdigest()}"
         return None if found == self._file.digest else f"has {found}, not {self._file.digest}"
+
+    def continue_from(self, left: Path, copied: Callable[[int], None]) -> None:
+        """Begin with what an ended fetch has left of the file. `copied` is told the bytes so far.
+
+        A copy: who was taken for dead and wakes up goes on writing to the file it has open.
+        """
+        for piece in pieces(left):
+            self._out.write(piece)
+            self._hash.update(piece)
+            self.kept += len(piece)
+            copied(self.kept)
 
     def restart(self) -> None:
         """Throw away what has arrived."""
@@ -92,7 +101,7 @@ class Part:
         """After seek(0)."""
         self._wait()
         self._hash = hasher(self._file)
-        self._written_back = 0
+        self._written_back = self.kept = 0
         return self._out.truncate(0)
 
     def _wait(self) -> None:

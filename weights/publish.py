@@ -164,27 +164,20 @@ def leave(where: Folders, work: Path) -> None:
     """Remove a work folder, but keep the parts of files in it for the next fetch of its commit."""
     commit = work.name.split("-")[1]
     pool = where.root / where.repo / f".parts-{commit}"
-    for part in (work / FILES).rglob("*"):
-        kept = pool / part.relative_to(work / FILES)
+    for left in (work / FILES).rglob("*"):
+        kept = pool / left.relative_to(work / FILES)
         with suppress(OSError):  # taken by another sweep, or the volume is in trouble
             # What another fetch has published meanwhile needn't come again.
-            done = (where.root / where.repo / commit / part.relative_to(work / FILES)).exists()
-            if part.is_file() and not done and part.stat().st_size > _size(kept):
+            done = (where.root / where.repo / commit / left.relative_to(work / FILES)).exists()
+            if left.is_file() and not done and left.stat().st_size > _size(kept):
                 make(where.root, kept.parent)
-                part.replace(kept)
+                left.replace(kept)
     shutil.rmtree(work, ignore_errors=True)
 
 
-def take(where: Folders, path: str) -> Path:
-    """Where the part of a file is to be written; what an ended fetch has left of it is there."""
-    part = where.work / FILES / path
-    part.parent.mkdir(parents=True, exist_ok=True)
-    if not part.exists():
-        with suppress(FileNotFoundError):
-            # A copy: who was taken for dead and wakes up goes on writing to the file it has open.
-            shutil.copyfile(where.parts / path, part)
-            (where.parts / path).unlink()
-    return part
+def part(where: Folders, path: str) -> Path:
+    """Where the part of a file that has arrived is to be written."""
+    return where.work / FILES / path
 
 
 def left_bytes(where: Folders, path: str) -> int:

@@ -14,7 +14,8 @@ from lab.hub import Fault
 from tests.weights.conftest import QUICK, REPO, World, model, tensors
 from tests.weights.test_main import finish, wait_until
 from weights import publish
-from weights.errors import HubFailed, Interrupted, WeightsError
+from weights.errors import HubFailed, Interrupted, Stalled, WeightsError
+from weights.pace import Patience
 
 BIG = "big.safetensors"
 CHUNK = 10 * 1024 * 1024  # huggingface_hub writes so much at a time
@@ -105,6 +106,17 @@ def test_what_was_left_counts_for_the_room_on_the_volume(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
     world.fetch(commit)
     whole(world, commit)
+
+
+def test_what_was_left_is_no_sign_of_the_hubs_speed(world: World, commit: str) -> None:
+    """It counts as done, and not in the rate."""
+    leave_a_part(world, commit, FILES[BIG][: 2 * CHUNK])
+    world.server.faults.add(Fault(path=BIG, where="get", stall_after=0))
+    with pytest.raises(Stalled):
+        world.fetch(commit, patience=Patience(stall_s=2.0, attempts=1))
+    told = [event for event in world.events if "bytes_per_s" in event]
+    assert told[-1]["bytes"] > 2 * CHUNK
+    assert all(event["bytes_per_s"] < 100_000 for event in told), told
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A volume that is full, read-only or another user's: named, and nothing half is published."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from lab.hub import Fault
 from tests.weights.conftest import REPO, World, model, tensors
 from tests.weights.test_main import finish, wait_until
-from tests.weights.test_resume import BIG, CHUNK, arrived, ranges
+from tests.weights.test_resume import BIG, CHUNK, arrived, leave_a_part, ranges
 from weights.errors import DiskFull, VolumeNotWritable
 
 FILES = model(big__safetensors=tensors("big", size=8_000_000))  # 32 MB
@@ -52,6 +53,20 @@ def test_it_runs_full_in_the_middle_of_a_file(small: World) -> None:
     small.fetch(commit)
     assert small.published(commit) == FILES
     assert ranges(small)[-1] == f"bytes={CHUNK}-", "and it goes on where it was"
+
+
+def test_what_is_left_of_a_file_is_copied_only_where_it_has_room_twice(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weights.fetch.SPARE_BYTES", 1_000_000)
+    commit = small.commit(FILES)
+    leave_a_part(small, commit, FILES[BIG][: 2 * CHUNK])
+    filler = small.root / "somebody-elses"
+    with filler.open("wb") as out:  # beside the part there is room for the rest, and little more
+        os.posix_fallocate(out.fileno(), 0, shutil.disk_usage(small.root).free - 15_000_000)
+    small.fetch(commit)
+    assert small.published(commit) == FILES
+    assert ranges(small) == [None] and any("no room to copy" in e["message"] for e in small.events)
 
 
 def test_it_is_read_only(small: World) -> None:
