@@ -15,7 +15,8 @@ class Fault:
     `where`: "api" (resolve, tree, Xet token), "head" or "get" (of a file), "cas" or "xorb" (of the
     simulated Xet storage: what a file is made of, its bytes); None: all of them. `path` is a
     file's path (in Xet storage its hash) or a pattern; it matters for files alone. With `status`
-    the hub answers that status, with `retry_after` and `body` if given. Without it the file's
+    the hub answers that status, with `retry_after` (seconds) and `body` if given. `clock_off_s`:
+    the time to try again is a date, by a clock that is so far ahead. Without `status` the file's
     content is damaged: `delay_s` before the first byte, `stall_after`/`cut_after` N bytes of the
     answer (silence, closed connection), `flip_byte` N of the file, `bytes_per_s` as a limit.
     `redirect` sends the client to another base address; `no_range`: the whole file is sent,
@@ -29,6 +30,7 @@ class Fault:
     after: int = 0  # that many matching requests are answered well first
     status: int | None = None
     retry_after: str | None = None
+    clock_off_s: float | None = None
     error_code: str | None = None
     body: str | None = None
     delay_s: float = 0.0

@@ -113,6 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "lab-hub"
     timeout = 300
+    clock_off_s = 0.0  # of this answer
 
     def setup(self) -> None:
         super().setup()
@@ -120,6 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet: /_lab/requests has it."""
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """For Date and Retry-After."""
+        now = time.time() if timestamp is None else timestamp
+        return super().date_time_string(now + self.clock_off_s)
 
     def do_GET(self) -> None:
         self._answer()
@@ -134,6 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        self.clock_off_s = 0.0
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
         parts = urlsplit(self.path)
@@ -365,6 +372,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status is None:
             return False
         headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
+        if fault.retry_after and fault.clock_off_s is not None:
+            self.clock_off_s = fault.clock_off_s
+            until = time.time() + float(fault.retry_after)
+            headers["Retry-After"] = self.date_time_string(until)
         if fault.error_code:
             headers["X-Error-Code"] = fault.error_code
         body = {"error": fault.body or f"lab fault {fault.status}"}
