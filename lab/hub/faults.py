@@ -18,7 +18,8 @@ class Fault:
     the hub answers that status, with `retry_after` (seconds) and `body` if given. `clock_off_s`:
     the time to try again is a date, by a clock that is so far ahead. Without `status` the file's
     content is damaged: `delay_s` before the first byte, `stall_after`/`cut_after` N bytes of the
-    answer (silence, closed connection), `flip_byte` N of the file, `bytes_per_s` as a limit.
+    answer (silence, closed connection), `flip_byte` N of the file, `bytes_per_s` as a limit
+    (until it is taken back).
     `redirect` sends the client to another base address; `no_range`: the whole file is sent,
     whatever part was asked for.
     """
@@ -69,6 +70,11 @@ class Faults:
         """Take all faults back."""
         with self._lock:
             self._faults.clear()
+
+    def holds(self, fault: Fault) -> bool:
+        """Whether it is in force still."""
+        with self._lock:
+            return any(fault is known for known, _ in self._faults)
 
     def listing(self) -> list[dict[str, Any]]:
         """The faults in force, with how many requests matched each."""

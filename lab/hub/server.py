@@ -449,7 +449,7 @@ class _Handler(BaseHTTPRequestHandler):
         step = CHUNK if fault.bytes_per_s is None else max(1, int(fault.bytes_per_s / 20))
         for position in range(0, good, step):
             self.wfile.write(content[position : min(position + step, good)])
-            if fault.bytes_per_s is not None:
+            if fault.bytes_per_s is not None and self.server.owner.faults.holds(fault):
                 time.sleep(step / fault.bytes_per_s)
         if fault.cut_after is not None:
             self.close_connection = True

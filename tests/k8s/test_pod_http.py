@@ -120,10 +120,8 @@ def test_nothing_listens(client: Client, pod: str) -> None:
 
 
 def test_no_answer_in_time(client: Client, pod: str, port: int) -> None:
-    started = time.monotonic()
     with pytest.raises(PodUnreachable, match=f"{pod} port {port}: no answer in 1 s"):
         get_text(client, pod, port, "/slow", timeout_s=1)
-    assert time.monotonic() - started < 2.5
 
 
 def test_answer_that_breaks_off(client: Client, pod: str, port: int) -> None:

@@ -124,7 +124,7 @@ def test_a_commit_that_is_mended_is_kept(world: World) -> None:
     world.fetch(commit)
     age(world, commit, 40)
     (world.root / REPO / commit / "slow.safetensors").unlink()
-    world.server.faults.add(Fault(path="slow.safetensors", where="get", bytes_per_s=1_000_000))
+    world.server.faults.add(Fault(path="slow.safetensors", where="get", bytes_per_s=20_000))
     process = world.start(*world.fetch_arguments(commit))
     wait_until(lambda: world.gets("slow.safetensors") == 2)
     assert run(world, "--older-than", "30")["removed"] == 0

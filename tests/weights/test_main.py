@@ -35,7 +35,7 @@ def slow_world(world: World) -> tuple[str, dict[str, bytes]]:
     """Six quick files and one that takes long, so that there is a middle to be killed in."""
     files = model() | {f"{i}.safetensors": tensors(f"t{i}") for i in range(3)}
     files["slow.safetensors"] = tensors("slow", size=3_000_000)
-    world.server.faults.add(Fault(path="slow.safetensors", where="get", bytes_per_s=1_000_000))
+    world.server.faults.add(Fault(path="slow.safetensors", where="get", bytes_per_s=100_000))
     return world.commit(files), files
 
 
@@ -105,7 +105,7 @@ def test_a_signal_is_an_error_event_at_once_and_staging_is_kept(
     started = time.monotonic()
     os.kill(process.pid, number)
     *_, error = finish(process, 1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # it would go on for 30 s
     assert error["error"] == "Interrupted" and number.name in error["message"]
     assert not world.published(commit)
     assert world.left_over() == [f".staging-{commit}"]
