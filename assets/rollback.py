@@ -41,7 +41,7 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
             )
         pass_gate(client, release, "smoke", report.summary(), template_hash=ready.template_hash)
         thresholds = record.thresholds
-        replicas = replicas_at_switch(client, promotion.cluster, record.spec, record.slot)
+        replicas = replicas_at_switch(client, promotion.cluster, record.spec, release.slot)
         scale(promotion, release, thresholds, replicas)
         restored = record.model_copy(
             update={
@@ -65,14 +65,20 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
 
 
 def previous_record(promotion: Promotion) -> PromotionRecord:
-    """What was live before. Raises Refused if there was nothing, or something else is live now
-    than the record says.
+    """What was live before. Raises Refused if there was nothing, or only the same, or something
+    else is live now than the record says.
     """
-    live_record(promotion)
+    live = live_record(promotion)
     _, previous = records.read(promotion.client, promotion.model)
     if previous is None:
         raise Refused(
             f"{promotion.model.name} has no previous record in cluster {promotion.cluster.name}: "
             "there is nothing to go back to. Promote another revision instead."
+        )
+    if previous.serves_as(live):
+        raise Refused(
+            f"the previous record of {promotion.model.name} in cluster {promotion.cluster.name} "
+            f"is of what is live now ({live.commit[:12]}): a rollback would change nothing. "
+            "Promote the revision that you want instead."
         )
     return previous

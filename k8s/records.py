@@ -18,6 +18,8 @@ FORMAT = 1
 PREFIX = "promotion-record-"
 Key: TypeAlias = Literal["current", "previous", "next"]
 KEYS: tuple[Key, ...] = ("current", "previous", "next")
+# Fields of a model that say how it is fetched, tested and scaled, and not what users get of it.
+NOT_SERVED = {"revision", "weights", "adapters", "smoke", "traffic", "slo", "scaling", "rollout"}
 # Not the rollout's: an apply of the Deployment must not take the digest away.
 MANAGER = "vllm-promotion-records"
 
@@ -75,6 +77,14 @@ class PromotionRecord(BaseModel):
         """(repository, commit) of all that it needs on the volume."""
         adapters = {(adapter.repo, adapter.commit) for adapter in self.adapters}
         return {(self.spec.repo, self.commit), *adapters}
+
+    def serves_as(self, other: "PromotionRecord") -> bool:
+        """Whether users get the same of both: commits, and all that the engine is started with."""
+        return self._served() == other._served()
+
+    def _served(self) -> tuple[object, ...]:
+        adapters = [(adapter.name, adapter.repo, adapter.commit) for adapter in self.adapters]
+        return self.commit, adapters, self.spec.model_dump(exclude=NOT_SERVED)
 
 
 def name(model: ModelSpec) -> str:
@@ -148,11 +158,12 @@ def announced(client: Client, model: ModelSpec) -> PromotionRecord | None:
 def write(client: Client, record: PromotionRecord) -> None:
     """Make `record` the current one; the current one becomes the previous, nothing is announced.
 
-    Writing the same promotion again changes the current one only. Hold the model's Lease.
+    A promotion of what is live already changes the current one only: the previous one stays what a
+    rollback brings back. Hold the model's Lease.
     """
     data = _stored(client, record.spec)
     current = _parse(name(record.spec), data, "current")
-    if current is not None and current.promotion != record.promotion:
+    if current is not None and not current.serves_as(record):
         # As it was written: another version may have put more into it than this one knows.
         data["previous"] = data["current"]
     data.pop("next", None)

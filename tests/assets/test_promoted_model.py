@@ -202,7 +202,8 @@ def test_the_next_run_writes_the_record_of_one_that_was_killed_after_the_move(
     promotion: Promotion, node: SimulatedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, model = promotion.client, promotion.model
-    first = record_of(promotion).model_copy(update={"promotion": "run-green", "slot": "green"})
+    update = {"promotion": "run-green", "slot": "green", "commit": "e" * 40}
+    first = record_of(promotion).model_copy(update=update)
     records.write(client, first)
 
     def killed(*_: object, **__: object) -> None:
@@ -230,6 +231,19 @@ def test_the_next_run_writes_the_record_of_one_that_was_killed_after_the_move(
     assert len(said) == 2
     finish_move(client, promotion.cluster, model, said.append)
     assert len(said) == 2, "nothing is left to do"
+
+
+def test_a_rollback_to_what_is_live_is_refused(promotion: Promotion) -> None:
+    """As a version left it that took every promotion for another model."""
+    client, model = promotion.client, promotion.model
+    live = record_of(promotion).model_dump_json()
+    config = {
+        "metadata": {"name": records.name(model)},
+        "data": {"current": live, "previous": live},
+    }
+    client.apply({"apiVersion": "v1", "kind": "ConfigMap", **config}, force=True)
+    with pytest.raises(Refused, match=r"is of what is live now \(cccccccccccc\)"):
+        previous_record(promotion)
 
 
 def test_what_was_announced_and_did_not_come_is_no_record(

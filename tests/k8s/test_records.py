@@ -1,5 +1,6 @@
 """What is written down before, with and after a move of the traffic."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -13,15 +14,25 @@ from k8s import fence, manifests, records, slots
 from k8s.client import Client
 from k8s.errors import KubernetesError, NotFound
 from k8s.manifests import Release, Thresholds
-from k8s.manifests.release import COMMIT, RECORD
+from k8s.manifests.release import COMMIT, RECORD, ServedAdapter
+from k8s.records import PromotionRecord
 from tests.k8s.test_rollout import cluster, model, record, release
 
 __all__ = ["cluster", "model", "release"]
 
+OTHER = "e" * 40
+
+
+def of(release: Release, run: str, commit: str | None = None, **spec: object) -> PromotionRecord:
+    """The record of a promotion of `release`, or of another commit or spec."""
+    model = release.model.model_copy(update=spec)
+    update = {"commit": commit or release.commit, "spec": model}
+    return record(release, "t", run).model_copy(update=update)
+
 
 def test_what_is_announced_becomes_the_current_one(client: Client, release: Release) -> None:
     model = release.model
-    first, second = record(release, "t1", "run-1"), record(release, "t2", "run-2")
+    first, second = of(release, "run-1"), of(release, "run-2", OTHER)
     records.write(client, first)
     assert records.announced(client, model) is None
     records.announce(client, second)
@@ -30,6 +41,40 @@ def test_what_is_announced_becomes_the_current_one(client: Client, release: Rele
     records.write(client, second)
     assert records.read(client, model) == (second, first)
     assert records.announced(client, model) is None
+
+
+def test_who_promotes_what_is_live_keeps_what_a_rollback_brings_back(
+    client: Client, release: Release
+) -> None:
+    model, old = release.model, of(release, "run-1", OTHER)
+    records.write(client, old)
+    records.write(client, of(release, "run-2"))
+    for again in (
+        of(release, "run-3"),
+        # Measured otherwise, by another name of the same commit: users get the same.
+        of(
+            release, "run-4", revision="v1.0", slo=model.slo.model_copy(update={"ttft_p95_ms": 1.0})
+        ),
+    ):
+        records.announce(client, again)
+        records.write(client, again)
+        assert records.read(client, model) == (again, old)
+        assert records.announced(client, model) is None
+    changed = of(release, "run-5", args=(*model.args, "--max-num-seqs=7"))
+    records.write(client, changed)
+    assert records.read(client, model) == (changed, again)
+
+
+def test_an_adapter_at_another_commit_is_something_else(client: Client, release: Release) -> None:
+    adapter = ServedAdapter("sql", "lab/lora", "main", "a" * 40, 4, 1, "sha256:d")
+    moved = dataclasses.replace(adapter, commit=OTHER)
+    renamed = dataclasses.replace(adapter, revision="v1")
+    first, same, other = (
+        of(release, f"run-{i}").model_copy(update={"adapters": (served,)})
+        for i, served in enumerate((adapter, renamed, moved))
+    )
+    assert first.serves_as(same)
+    assert not first.serves_as(other)
 
 
 def test_the_deployment_has_the_digest_of_its_record(client: Client, release: Release) -> None:
@@ -44,7 +89,7 @@ def test_the_deployment_has_the_digest_of_its_record(client: Client, release: Re
     after = client.apply(manifests.deployment(release))
     assert slots.annotations(after)[RECORD] == seen, "an apply leaves it there"
 
-    records.write(client, record(release, "t2", "run-2"))
+    records.write(client, of(release, "run-2", OTHER))
     text = client.get("ConfigMap", records.name(release.model))["data"]["previous"]
     assert f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" == seen, "as long as it is kept"
 
