@@ -12,6 +12,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from assets.promotion import Promotion, Refused
+from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
 
 Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
@@ -66,9 +67,27 @@ class Cluster(dg.ConfigurableResource["Cluster"]):
                     f"has: {', '.join(catalog().models)}"
                 )
             model, cluster = catalog().model(name), catalog().cluster(self.name)
-            self._promotion = Promotion.begin(cluster, model, context.run_id, context.log)
+            self._promotion = begin(context, cluster, model)
         self._promotion.log = context.log
         return self._promotion
+
+
+def begin(context: Context, cluster: ClusterSpec, model: ModelSpec) -> Promotion:
+    """This run's Promotion. A run that was killed, whose Lease it has taken over, is told to
+    Dagster as failed: nothing else would, and it would count as started for ever.
+    """
+    promotion = Promotion.begin(cluster, model, context.run_id, context.log)
+    instance, killed = context.instance, promotion.lease.succeeded
+    run = instance.get_run_by_id(killed) if killed else None
+    if run is not None and not run.is_finished:
+        instance.report_run_failed(
+            run,
+            f"Its process no longer renewed the Lease of {model.name}: it was killed, or is cut "
+            f"off from the cluster, where it can change nothing any more. Run {context.run_id} "
+            "has taken over, and cleared up what it left.",
+        )
+        context.log.warning(f"Run {killed} was killed: it is marked as failed.")
+    return promotion
 
 
 class Reports(dg.ConfigurableResource["Reports"]):

@@ -21,10 +21,12 @@ class Lease:
     same run enters it again. `release()` gives it back.
 
     Clocks are never compared: another holder is dead when *we* have seen its renewTime unchanged
-    for the time to live on our own monotonic clock.
+    for the time to live on our own monotonic clock. `succeeded` names such a holder, whose
+    silence made the Lease ours.
     """
 
     def __init__(self, client: Client, name: str, holder: str, ttl_s: float) -> None:
+        self.succeeded = ""
         self._taken_by_others: str | None = None
         # A renewal that hangs on a half-open connection must leave time for the next one.
         self._client = client.within(max(1.0, ttl_s / 3))
@@ -67,6 +69,7 @@ class Lease:
             ttl = max(ttl_s, float(spec.get("leaseDurationSeconds") or 0))
             silent_s = time.monotonic() - since
             if (other in ("", holder) or silent_s >= ttl) and lease._take(live):
+                lease.succeeded = "" if other == holder else other
                 return lease
             if time.monotonic() + _POLL_S > deadline:
                 raise LeaseHeld(

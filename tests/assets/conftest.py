@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from assets import promotion
 from assets.promotion import Promotion
-from assets.resources import Cluster, Context, Reports
+from assets.resources import Cluster, Context, Reports, begin
 from catalog import ClusterSpec
 from catalog.load import catalog
 from k8s import manifests
@@ -55,9 +56,7 @@ class BareCluster(Cluster):
     def promotion(self, context: Context) -> Promotion:
         if self._promotion is None:
             bare = catalog().cluster("lab").model_copy(update={"namespace": self.namespace})
-            self._promotion = Promotion.begin(
-                bare, catalog().model(MODEL), context.run_id, context.log
-            )
+            self._promotion = begin(context, bare, catalog().model(MODEL))
         self._promotion.log = context.log
         return self._promotion
 
@@ -92,7 +91,7 @@ class Ran:
 @pytest.fixture
 def bare(
     client: Client, cluster: ClusterSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[dg.JobDefinition], Ran]:
+) -> Callable[..., Ran]:
     """Runs a job with the resources that stages have, on a cluster with nothing of ours in it."""
     monkeypatch.setattr(promotion, "LEASE_TTL_S", TTL_S)
     client.delete("Lease", f"promotion-{MODEL}")
@@ -100,10 +99,11 @@ def bare(
     for slot in ("blue", "green"):
         client.delete("Deployment", f"{MODEL}-{slot}")
 
-    def run(job: dg.JobDefinition) -> Ran:
-        with dg.DagsterInstance.ephemeral() as instance:
+    def run(job: dg.JobDefinition, instance: dg.DagsterInstance | None = None) -> Ran:
+        own = nullcontext(instance) if instance else dg.DagsterInstance.ephemeral()
+        with own as kept:
             result = job.execute_in_process(
-                instance=instance,
+                instance=kept,
                 tags={"dagster/partition": MODEL},
                 raise_on_error=False,
                 resources={

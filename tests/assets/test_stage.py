@@ -20,9 +20,9 @@ from k8s import rollout, traffic
 from k8s.client import Client
 from k8s.errors import Unreachable, WaitTimeout
 from k8s.lease import Lease
-from tests.assets.conftest import TTL_S, Ran, candidate
+from tests.assets.conftest import MODEL, TTL_S, Ran, candidate
 
-Bare: TypeAlias = Callable[[dg.JobDefinition], Ran]
+Bare: TypeAlias = Callable[..., Ran]
 Body: TypeAlias = Callable[[Promotion], None]
 
 
@@ -291,3 +291,29 @@ def test_a_report_that_can_not_be_written_fails_no_run(bare: Bare, tmp_path: Pat
         (tmp_path / promotion.model.name / promotion.id / "stages.jsonl").mkdir(parents=True)
 
     assert bare(job(in_the_way)).result.success
+
+
+@pytest.mark.parametrize("given_back", [False, True])
+def test_a_run_that_was_killed_is_told_to_dagster(
+    bare: Bare, client: Client, given_back: bool
+) -> None:
+    stages = job(nothing)
+    with dg.DagsterInstance.ephemeral() as instance:
+        other = instance.create_run_for_job(stages, status=dg.DagsterRunStatus.STARTED)
+        lease = Lease.acquire(client, f"promotion-{MODEL}", other.run_id, ttl_s=TTL_S)
+        if given_back:  # then it is at its end, and tells Dagster itself
+            lease.release()
+        ran = bare(stages, instance)
+        assert ran.result.success
+        found = instance.get_run_by_id(other.run_id)
+        assert found is not None
+        if given_back:
+            assert found.status == dg.DagsterRunStatus.STARTED
+        else:
+            assert found.status == dg.DagsterRunStatus.FAILURE
+            [event] = [
+                log.dagster_event
+                for log in instance.all_logs(other.run_id, dg.DagsterEventType.RUN_FAILURE)
+            ]
+            assert event is not None
+            assert f"Run {ran.result.run_id} has taken over" in (event.message or "")

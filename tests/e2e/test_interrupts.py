@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from tests.e2e.conftest import Run, Target, edit, with_a_short_benchmark
@@ -152,6 +153,10 @@ def test_after_sigkill_in_the_move_the_next_run_proceeds(target: Target, live: s
     previous = target.record("previous")
     assert previous is not None
     assert (previous["promotion"], previous["commit"]) == (killed.id, between)
+    with dg.DagsterInstance.from_config(str(target.home)) as instance:
+        in_dagster = instance.get_run_by_id(killed.id)
+    assert in_dagster is not None
+    assert in_dagster.status == dg.DagsterRunStatus.FAILURE
     assert not target.lease_holder()
     assert_cleared(target, OTHER[live])
 

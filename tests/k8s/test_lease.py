@@ -43,7 +43,8 @@ def test_waits_for_the_release_and_says_for_whom(client: Client, name: str) -> N
     since = spec(client, name)["acquireTime"]
     threading.Timer(1.0, first.release).start()
     said: list[str] = []
-    Lease.acquire(client, name, "run-2", ttl_s=60, wait_s=10, waiting=said.append)
+    lease = Lease.acquire(client, name, "run-2", ttl_s=60, wait_s=10, waiting=said.append)
+    assert lease.succeeded == "", "it was given back"
     assert spec(client, name)["holderIdentity"] == "run-2"
     [once] = said
     assert f"Lease {name} is held by run-1 since {since}; waits for it" in once
@@ -57,7 +58,7 @@ def test_silent_holder_is_succeeded_after_its_ttl_whatever_its_clock(
     Lease.acquire(client, name, "killed", ttl_s=1)
     client.patch("Lease", name, {"spec": {"renewTime": clock}})
     started = time.monotonic()
-    Lease.acquire(client, name, "next", ttl_s=1, wait_s=10)
+    assert Lease.acquire(client, name, "next", ttl_s=1, wait_s=10).succeeded == "killed"
     assert 1 <= time.monotonic() - started < 6
 
 
