@@ -110,31 +110,36 @@ def test_adapters_are_fetched_after_the_model_and_served_by_their_commits(
     assert not weights.hit, "one of them was fetched"
 
 
+UNDER_WAY = "90 % of the first"
+
+
+def first_fetches(pod: SimulatedPod, order: list[str], may_end: threading.Event) -> None:
+    pod.start()
+    pod.say(event="progress", message=UNDER_WAY)
+    assert may_end.wait(30)
+    order.append("the first ends")
+    pod.say(event="result", commit=COMMIT)
+    pod.end()
+
+
+def then_fetches(pod: SimulatedPod, order: list[str]) -> None:
+    order.append("the second begins")
+    fetches(pod)
+
+
 def test_two_models_of_one_commit_fetch_one_after_the_other(
     first: Promotion, second: Promotion, node: SimulatedNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     names = [job_of(promotion)["metadata"]["name"] for promotion in (first, second)]
-    begun, waited = threading.Event(), threading.Event()
+    waited = threading.Event()
     order: list[str] = []
-
-    def slowly(pod: SimulatedPod) -> None:
-        pod.start()
-        begun.set()
-        assert waited.wait(30)
-        order.append("the first ends")
-        pod.say(event="result", commit=COMMIT)
-        pod.end()
-
-    def then(pod: SimulatedPod) -> None:
-        order.append("the second begins")
-        fetches(pod)
-
-    node.play(names[0], slowly)
-    node.play(names[1], then)
+    node.play(names[0], lambda pod: first_fetches(pod, order, waited))
+    node.play(names[1], lambda pod: then_fetches(pod, order))
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(only_writer, first, job_of(first))
-        assert begun.wait(30)
+        while not said(caplog, UNDER_WAY) and not one.done():
+            waited.wait(0.1)
         two = pool.submit(only_writer, second, job_of(second))
         line = f"is held by {first.model.name}/run-1 since 20"
         while not said(caplog, line) and not two.done():
@@ -155,27 +160,14 @@ def test_the_job_of_a_killed_run_is_waited_for(
     orphan = job_of(first)
     seen = threading.Event()
     order: list[str] = []
-
-    def goes_on(pod: SimulatedPod) -> None:
-        pod.start()
-        pod.say(event="progress", message="90 %")
-        assert seen.wait(30)
-        order.append("the first ends")
-        pod.say(event="result", commit=COMMIT)
-        pod.end()
-
-    def then(pod: SimulatedPod) -> None:
-        order.append("the second begins")
-        fetches(pod)
-
-    node.play(orphan["metadata"]["name"], goes_on)
-    node.play(job_of(second)["metadata"]["name"], then)
+    node.play(orphan["metadata"]["name"], lambda pod: first_fetches(pod, order, seen))
+    node.play(job_of(second)["metadata"]["name"], lambda pod: then_fetches(pod, order))
     # What a run leaves that is killed now: its Job, and a Lease that nobody renews.
     Lease.acquire(client, weights_key(first.model.repo, COMMIT), "killed", ttl_s=1)
     client.create(orphan)
     with ThreadPoolExecutor(1) as pool:
         two = pool.submit(only_writer, second, job_of(second))
-        while not said(caplog, "90 %") and not two.done():
+        while not said(caplog, UNDER_WAY) and not two.done():
             seen.wait(0.1)
         assert running(second) == [orphan["metadata"]["name"]]
         seen.set()

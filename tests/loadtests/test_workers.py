@@ -171,14 +171,23 @@ def test_a_worker_whose_clock_shows_another_time(tmp_path: Path, engine: Simulat
         check_against_the_truth(tmp_path / "tokens.jsonl", share)
 
 
-def test_a_worker_that_dies_makes_the_result_invalid(tmp_path: Path, engine: Simulator) -> None:
-    profile = write_profile(tmp_path, engine.url, workers=2, step_seconds=5)
-    out = tmp_path / "out"
+@contextmanager
+def two_workers_at_load(
+    folder: Path, engine: Simulator, out: Path, **profile: object
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The program, and the process id of Locust's master, once requests arrive."""
+    written = write_profile(folder, engine.url, workers=2, **{"step_seconds": 5, **profile})
     with running(
-        sys.executable, "-m", "loadtests", "--profile", str(profile), "--out", str(out)
+        sys.executable, "-m", "loadtests", "--profile", str(written), "--out", str(out)
     ) as program:
         wait_for(lambda: metric(engine.url, "vllm:simulated_posts_total") > 0, 30)
         [locust] = children(program.pid)
+        yield program, locust
+
+
+def test_a_worker_that_dies_makes_the_result_invalid(tmp_path: Path, engine: Simulator) -> None:
+    out = tmp_path / "out"
+    with two_workers_at_load(tmp_path, engine, out) as (program, locust):
         os.kill(children(locust)[1], signal.SIGKILL)
         printed, _ = program.communicate(timeout=60)
     assert program.returncode == 3, printed
@@ -191,12 +200,7 @@ def test_a_worker_that_dies_makes_the_result_invalid(tmp_path: Path, engine: Sim
 
 
 def test_without_any_worker_there_is_no_result(tmp_path: Path, engine: Simulator) -> None:
-    profile = write_profile(tmp_path, engine.url, workers=2, step_seconds=5)
-    with running(
-        sys.executable, "-m", "loadtests", "--profile", str(profile), "--out", str(tmp_path / "out")
-    ) as program:
-        wait_for(lambda: metric(engine.url, "vllm:simulated_posts_total") > 0, 30)
-        [locust] = children(program.pid)
+    with two_workers_at_load(tmp_path, engine, tmp_path / "out") as (program, locust):
         for worker in children(locust):
             os.kill(worker, signal.SIGKILL)
         printed, _ = program.communicate(timeout=60)
@@ -208,13 +212,11 @@ def test_without_any_worker_there_is_no_result(tmp_path: Path, engine: Simulator
 def test_a_worker_that_stood_still_is_named(tmp_path: Path, engine: Simulator) -> None:
     """Its window does not count; another one may."""
     strict = {**SLO, "ttft_p95_ms": 5000}
-    profile = write_profile(tmp_path, engine.url, workers=2, step_seconds=3, slo=strict)
     out = tmp_path / "out"
-    with running(
-        sys.executable, "-m", "loadtests", "--profile", str(profile), "--out", str(out)
-    ) as program:
-        wait_for(lambda: metric(engine.url, "vllm:simulated_posts_total") > 0, 30)
-        [locust] = children(program.pid)
+    with two_workers_at_load(tmp_path, engine, out, step_seconds=3, slo=strict) as (
+        program,
+        locust,
+    ):
         worker = children(locust)[1]
         wait_for(lambda: metric(engine.url, "vllm:simulated_posts_total") > 30, 30)
         os.kill(worker, signal.SIGSTOP)
