@@ -30,6 +30,7 @@ KINDS = ("Deployment", "PodDisruptionBudget", "Service", "ScaledObject")
 # Not what is live: they are of one promotion.
 RENDERED_KINDS = (*KINDS, "Job", "ConfigMap")
 # The benchmark stage makes the real ones, from the catalog and the candidate's address.
+REVISION = "deployment.kubernetes.io/revision"  # counted by the controller, when it gets to it
 EXAMPLE_PROFILE = '{"example": "the benchmark stage writes the load profile here"}'
 EXAMPLE_BENCHMARK_SECONDS = 600
 
@@ -194,6 +195,9 @@ def _plain(obj: Obj | None) -> str:
         for key, value in obj["metadata"].items()
         if key in ("name", "namespace", "labels", "annotations")
     }
+    if "annotations" in meta:
+        kept = {key: value for key, value in meta["annotations"].items() if key != REVISION}
+        meta["annotations"] = kept
     return to_yaml([{**obj, "metadata": meta, "status": None}])
 
 

@@ -163,6 +163,10 @@ def test_diff(
     for obj in cli._objects(release, None):
         client.apply(obj)
     assert cli.main(["diff", model.name]) == 0
+    live = client.get("Deployment", release.name)
+    counted = {**live["metadata"]["annotations"], cli.REVISION: "7"}
+    later = {**live, "metadata": {**live["metadata"], "annotations": counted}}
+    assert cli._plain(live) == cli._plain(later), "the controller may come in between"
     assert capsys.readouterr().out == ""
 
     more = model.model_copy(update={"args": (*model.args, "--max-num-seqs=4")})

@@ -778,17 +778,6 @@ def test_an_unreadable_pass_is_none(
 # Records
 
 
-def test_the_current_record_becomes_the_previous(client: Client, release: Release) -> None:
-    model = release.model
-    assert records.read(client, model) == (None, None)
-    first, second = record(release, "t1", "run-1"), record(release, "t2", "run-2")
-    records.write(client, first)
-    assert records.read(client, model) == (first, None)
-    records.write(client, second)
-    records.write(client, second)
-    assert records.read(client, model) == (second, first)
-
-
 @pytest.mark.parametrize("text", ["not JSON", "{}", '{"format": 7}'])
 def test_a_record_that_cannot_be_read(client: Client, release: Release, text: str) -> None:
     records.write(client, record(release, "t1"))
