@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help setup demo test test-fast ui lab vllm accuracy accuracy-peers weights-benchmark style quality lock
+.PHONY: help venv setup demo test test-fast ui lab vllm accuracy accuracy-peers weights-benchmark style quality lock
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -17,6 +17,9 @@ FAST := -q -n 3 --dist loadfile tests $(TIMED:%=--ignore=%) -m "not lab and not 
 
 help:  ## print the targets
 	grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+venv:  ## .venv alone, from requirements.lock: all that a cluster of your own needs (no root, no lab)
+	$(PYTHON) -m lab.setup --venv
 
 setup:  ## everything that the other targets need: .venv, system packages, the lab's programs and images
 	$(PYTHON) -m lab.setup
@@ -68,4 +71,5 @@ lock:  ## resolve the dependencies anew into the lock files
 	UV="$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --python-version 3.11"
 	$$UV --extra dev pyproject.toml -o requirements.lock
 	$$UV -c <(grep -oE '^[a-z0-9.-]+==[^ ]+' requirements.lock) --no-annotate images/requirements.in -o images/requirements.lock
+	$$UV -c <(grep -oE '^[a-z0-9.-]+==[^ ]+' requirements.lock) --no-annotate pyproject.toml images/pipeline-requirements.in -o images/pipeline-requirements.lock
 	$$UV --override requirements-vllm.override requirements-vllm.in -o requirements-vllm.lock

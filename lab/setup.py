@@ -6,6 +6,7 @@ Every step is idempotent and takes no time when it is done; interrupted, it goes
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,8 +23,10 @@ LOCKS = (ROOT / "requirements-uv.lock", ROOT / "requirements.lock")
 def main() -> None:
     """Make .venv, then become `python -m lab build` in it; exits 1 with a message on failure.
 
-    With --or-kubeconfig and KUBECONFIG set, a cluster is there already: no lab is built.
+    With --venv it is made alone. With --or-kubeconfig and KUBECONFIG set, a cluster is there
+    already: no lab is built.
     """
+    alone = "--venv" in sys.argv[1:]
     given = "--or-kubeconfig" in sys.argv[1:] and bool(os.environ.get("KUBECONFIG"))
     if sys.version_info[:2] != (3, 11):
         sys.exit(
@@ -31,7 +34,7 @@ def main() -> None:
             "Install python3.11 or say where it is: make PYTHON=/path/to/python3.11"
         )
     try:
-        if not given:
+        if not (alone or given):
             system_packages.check()
         environment()
     except SetupError as error:
@@ -40,6 +43,7 @@ def main() -> None:
         sys.exit(f"set-up: .venv could not be made: {error}")
     if given:
         print("set-up: KUBECONFIG names a cluster, so no lab is built")
+    if alone or given:
         return
     python = str(VENV / "bin" / "python")
     os.chdir(ROOT)
@@ -78,9 +82,16 @@ def environment() -> None:
 
 
 def make_venv() -> None:
-    """`python -m venv`; Debian keeps the module's other half in a package of its own."""
+    """`python -m venv`; Debian keeps the module's other half in a package of its own. Raises
+    SetupError where that is missing and can't be installed from here."""
     make = [sys.executable, "-m", "venv", "--clear", str(VENV)]
     if subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode:
+        if os.geteuid() != 0 or not shutil.which("apt-get"):
+            raise SetupError(
+                f"{sys.executable} lacks the module ensurepip, so it can make no .venv. Install it "
+                "(on Debian and Ubuntu: sudo apt-get install python3-venv), or name another "
+                "Python 3.11: make venv PYTHON=/path/to/python3.11"
+            )
         print("set-up: installing python3-venv", flush=True)
         apt = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "python3-venv"]
         if subprocess.run(apt, stdout=subprocess.DEVNULL).returncode:
