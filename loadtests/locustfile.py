@@ -89,6 +89,13 @@ def add_options(parser: Any) -> None:
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Environment, **_: Any) -> None:
     """Master and workers can talk from now on, and a test's start is the benchmark's."""
+    options: Any = environment.parsed_options
+    if options.profile:  # Locust would take it, and the flags' defaults be the load
+        log.error(
+            "--profile is Locust's own, a name for test runs. A file with the load is given as "
+            f"--load-profile {options.profile}"
+        )
+        sys.exit(USAGE)
     runner = environment.runner
     on: Any = environment.events
     if isinstance(runner, WorkerRunner):

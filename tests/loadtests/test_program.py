@@ -294,6 +294,15 @@ def test_traffic_by_flags(tmp_path: Path) -> None:
     assert "serves m, not 'adapter'" in away.stderr
 
 
+def test_locusts_own_profile_is_not_taken_for_ours(tmp_path: Path) -> None:
+    profile = write_profile(tmp_path, "http://127.0.0.1:9")
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless"]
+    ran = run_program(*arguments, "--profile", str(profile))
+    assert ran.returncode == 2, ran.stderr
+    assert f"--load-profile {profile}" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_what_assets_import_patches_nothing() -> None:
     code = (
         "import loadtests.picture, loadtests.report, loadtests.result, loadtests.verdict, sys\n"
