@@ -115,6 +115,8 @@ def rbac(cluster: ClusterSpec) -> list[Obj]:
         _rule("monitoring.coreos.com", ["podmonitors"], ["get"]),
         # Jobs, and the Lease that lets one promotion a model run at a time.
         _rule("batch", ["jobs"], [*_READ, "create", "delete"]),
+        # Where Dagster's daemon has this account too: a run whose Pod is gone has failed.
+        _rule("batch", ["jobs/status"], ["get"]),
         _rule("coordination.k8s.io", ["leases"], ["get", "list", "create", "update"]),
     ]
     # Free GPUs can only be counted from all Pods of the nodes, whoever owns them.
