@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.partitions import MODELS
-from assets.promotion import Promotion
+from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from catalog import ModelSpec
@@ -55,11 +55,13 @@ def gpu_nodes(
     """Count the free GPUs of the model's node pool, before anything is fetched or started.
 
     A spare GPU: the candidate comes up beside the live model. None: the live one makes room, with
-    an outage that is stated here. Too few even so: the promotion ends here. What someone changed
-    by hand on the live model since its promotion is named.
+    an outage that is stated here. Too few even so: the promotion ends here, as where an image is
+    still an example's. What someone changed by hand on the live model since its promotion is named.
     """
     with stage(context, cluster, reports) as promotion:
         client, model = promotion.client, promotion.model
+        if problem := promotion.cluster.placeholder(model):
+            raise Refused(problem)
         current, _ = records.read(client, model)
         planned = plan(promotion, model)
         if planned.strategy == "recreate" and planned.serving:

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from catalog.model import ModelSpec
-from catalog.spec import ObjectName, PositiveFloat, PositiveInt, Quantity, Spec, amount
+from catalog.spec import ObjectName, PositiveFloat, PositiveInt, Quantity, Spec, amount, matching
 
 
 class Toleration(Spec):
@@ -71,7 +71,7 @@ class Images(Spec):
 class Prometheus(Spec):
     """`address` as KEDA reaches it. `monitor_labels`: what its PodMonitor selector wants."""
 
-    address: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+$")]
+    address: Annotated[str, matching(r"https?://[^/]+", "http://prometheus.monitoring.svc:9090")]
     scrape_seconds: PositiveFloat = 15.0
     monitor_labels: dict[str, str] = {}
 
@@ -115,6 +115,18 @@ class ClusterSpec(Spec):
         if len(set(names)) != len(names):
             raise ValueError("two node pools have the same name")
         return pools
+
+    def placeholder(self, model: ModelSpec) -> str:
+        """Which image is still the one of an example, which no registry has; empty if none is."""
+        images = {f"clusters/{self.name}.yaml: images.jobs": self.images.jobs}
+        if self.images.engine:
+            images[f"clusters/{self.name}.yaml: images.engine"] = self.images.engine
+        else:
+            images[f"models/{model.name}.yaml: image"] = model.image
+        for field, image in images.items():
+            if image.endswith("@sha256:" + 64 * "0"):
+                return f"catalog/{field}: {image!r} is a placeholder; write your image's digest"
+        return ""
 
     def pool(self, model: ModelSpec) -> NodePool:
         """The node pool that `model` asks for, or else the first that has its GPUs.

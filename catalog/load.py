@@ -4,21 +4,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from yaml.constructor import SafeConstructor
 
 from catalog.cluster import ClusterSpec
+from catalog.mistakes import Place, dotted, mistakes, shown
 from catalog.model import ModelSpec
-from catalog.spec import Misfit, Spec
+from catalog.spec import Spec
 from catalog.trace import TraceError, read_trace
 
 HERE = Path(__file__).parent
 MOST_TRACE_BYTES = 900_000
+# Of YAML, what a spec has; more than these comes from aliases in aliases.
+PLAIN = ("text", "number", "truth value", "null")
+KINDS = {
+    "str": "text",
+    "int": "number",
+    "float": "number",
+    "bool": "truth value",
+    "timestamp": "date",
+}
+MOST, MOST_VALUES, DEEPEST = 2**63, 10_000, 20
+TOO_MUCH = "is too deep or too large; does an alias (*) contain itself, or others many times?"
 
 S = TypeVar("S", bound=Spec)
-Place: TypeAlias = tuple[str | int, ...]
 
 
 class CatalogError(Exception):
@@ -46,7 +58,7 @@ class Catalog:
         if name not in self.clusters:
             raise CatalogError(
                 f"no cluster {name!r} in the catalog; there are: {', '.join(self.clusters)}. "
-                "Correct PROMOTION_CLUSTER or add catalog/clusters/<name>.yaml."
+                f"Name one of them (PROMOTION_CLUSTER, --cluster), or add a file for it there."
             )
         return self.clusters[name]
 
@@ -68,7 +80,12 @@ def load_catalog(folder: Path = HERE) -> Catalog:
 
 def _load_folder(folder: Path, spec: type[S], errors: list[str]) -> dict[str, S]:
     specs = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() not in (".yaml", ".yml"):
+            continue
+        if path.suffix != ".yaml":
+            errors.append(f"{_relative(path)}:1: file: isn't read; rename to {path.stem}.yaml")
+            continue
         try:
             specs[path.stem] = load_file(path, spec)
         except CatalogError as error:
@@ -80,118 +97,122 @@ def _load_folder(folder: Path, spec: type[S], errors: list[str]) -> dict[str, S]
 
 def load_file(path: Path, spec: type[S]) -> S:
     """One file as a `spec`. Raises CatalogError."""
-    shown = _shown(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = yaml.load(text, Loader=_UniqueKeys)
-        lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
-    except OSError as error:
-        raise CatalogError(f"{shown}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CatalogError(f"{shown}: is not UTF-8 text") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise CatalogError(f"{shown}:{line}: is not valid YAML: {error.problem}") from None
-    if not isinstance(data, dict):
+    fields, lines = _read(path)
+    file = _relative(path)
+    if "name" in fields:
         raise CatalogError(
-            f"{shown}:1: must be a mapping of fields, see catalog/models for examples"
-        )
-    if "name" in data:
-        raise CatalogError(
-            f"{shown}:{lines[('name',)]}: name: is taken from the file's name; remove it"
+            f"{file}:{lines[('name',)]}: name: is taken from the file's name; remove it"
         )
     try:
-        return spec.model_validate(_tuples({"name": path.stem, **data}))
+        return spec.model_validate({"name": path.stem, **fields})
     except ValidationError as error:
-        raise CatalogError("\n".join(_mistakes(error, shown, lines, spec))) from None
+        raise CatalogError(
+            "\n".join(
+                f"{file}:{_line(lines, place)}: {dotted(place) or 'file'}: {message}"
+                for place, message in mistakes(error, spec)
+            )
+        ) from None
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a key stand twice and takes the last; a promotion must not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the field {key!r} stands here twice",
-                    problem_mark=key_node.start_mark,
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+def _line(lines: Mapping[Place, int], place: Place) -> int:
+    """Where a field stands, or if it doesn't, what it should be in."""
+    while place not in lines:
+        place = place[:-1]
+    return lines[place]
 
 
-def _tuples(value: Any) -> Any:
-    """Lists as tuples: frozen specs hold tuples, and strict validation takes no list for one."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return value
+def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+    """The fields of a file, and the line, from 1, of each. Raises CatalogError."""
+    file = _relative(path)
+    lines: dict[Place, int] = {(): 1}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        fields = _value(root, (), lines) if root else None
+    except OSError as error:
+        raise CatalogError(f"{file}:1: file: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CatalogError(f"{file}:1: file: is not UTF-8 text; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = " ".join(str(error.problem or error.context).split())
+        raise CatalogError(f"{file}:{line}: file: is not valid YAML: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise CatalogError(
+            f"{file}:{line}: file: has the control character U+{error.character:04X}; remove it"
+        ) from None
+    except RecursionError:
+        raise CatalogError(f"{file}:1: file: {TOO_MUCH}") from None
+    except _Wrong as error:
+        raise CatalogError(f"{file}:{error}") from None
+    if not isinstance(fields, dict):
+        what = "must be a mapping of fields" if root else "is empty"
+        raise CatalogError(f"{file}:1: file: {what}, see catalog/models for examples")
+    return fields, lines
 
 
-def _lines(node: yaml.Node | None, place: Place = ()) -> dict[Place, int]:
-    """The line, from 1, on which each field stands."""
-    lines: dict[Place, int] = {} if place else {(): 1}
-    children: list[tuple[str | int, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.MappingNode):
-        children = [(key.value, key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(i, item, item) for i, item in enumerate(node.value)]
-    for key, at, value in children:
-        lines[(*place, key)] = at.start_mark.line + 1
-        lines |= _lines(value, (*place, key))
-    return lines
+class _Wrong(Exception):
+    """YAML that is none of a spec: `line: field: what`."""
+
+    def __init__(self, node: yaml.Node, place: Place, message: str) -> None:
+        super().__init__(f"{node.start_mark.line + 1}: {dotted(place) or 'file'}: {message}")
 
 
-def _mistakes(
-    error: ValidationError, shown: str, lines: Mapping[Place, int], spec: type[Spec]
-) -> list[str]:
-    out = []
-    for detail in error.errors(include_url=False):
-        cause = detail.get("ctx", {}).get("error")
-        place: Place = (*detail["loc"], *(cause.place if isinstance(cause, Misfit) else ()))
-        at = place
-        while at not in lines:
-            at = at[:-1]
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = f"is no field here; allowed: {', '.join(_fields(spec, place[:-1]))}"
-        elif detail["type"] == "missing":
-            message = "is missing"
-        elif not detail["type"].startswith("value_error"):
-            message = f"{message}, got {detail['input']!r}"
-        field = ".".join(map(str, place)) or "file"
-        out.append(f"{shown}:{lines[at]}: {field}: {message}")
-    return out
+def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
+    """A node as fields, lists (as tuples: frozen specs hold those) and plain values; fills
+    `lines`. Of YAML, it takes what JSON has too, and aliases. Raises _Wrong."""
+    if len(place) > DEEPEST or len(lines) > MOST_VALUES:
+        raise _Wrong(node, place[:3], TOO_MUCH)
+    kind = _kind(node)
+    if isinstance(node, yaml.MappingNode) and kind == "map":
+        fields: dict[str, Any] = {}
+        for key, value in node.value:
+            _check_key(key, place)
+            at = (*place, key.value)
+            if key.value in fields:
+                raise _Wrong(key, at, f"the field {key.value!r} stands here twice; remove one")
+            lines[at] = key.start_mark.line + 1
+            fields[key.value] = _value(value, at, lines)
+        return fields
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        for number, item in enumerate(node.value):
+            lines[*place, number] = item.start_mark.line + 1
+        return tuple(_value(item, (*place, n), lines) for n, item in enumerate(node.value))
+    if not isinstance(node, yaml.ScalarNode):
+        raise _Wrong(node, place, f"has the tag {node.tag}; write a plain list or mapping")
+    if kind not in PLAIN:
+        raise _Wrong(node, place, f"{shown(node.value)} is a {kind} in YAML; put it in quotes")
+    try:
+        plain = SafeConstructor().construct_object(node)
+    except (ValueError, LookupError, ArithmeticError):
+        raise _Wrong(node, place, f"{shown(node.value)} is no {kind}; put it in quotes") from None
+    if isinstance(plain, int) and abs(plain) > MOST:
+        raise _Wrong(node, place, "is too large a number; if it is text, put it in quotes")
+    return plain
 
 
-def _fields(spec: type[Spec], place: Place) -> list[str]:
-    """The fields that the spec at `place` has."""
-    import typing
-
-    current: Any = spec
-    for key in place:
-        if isinstance(key, int):
-            continue
-        annotation = current.model_fields[key].annotation
-        nested = [a for a in (annotation, *typing.get_args(annotation)) if _is_spec(a)]
-        if not nested:
-            return []
-        current = nested[0]
-    return [name for name in current.model_fields if name != "name" or current is not spec]
+def _check_key(key: yaml.Node, place: Place) -> None:
+    kind = _kind(key)
+    if not isinstance(key, yaml.ScalarNode):
+        raise _Wrong(key, place, "has braces or a list for a field's name; put text in quotes")
+    if kind == "merge":
+        raise _Wrong(key, place, "<< isn't taken; write the fields, or an alias for each value")
+    if kind != "text":
+        what = f"the name {shown(key.value)} is a {kind} in YAML; put it in quotes"
+        raise _Wrong(key, place, what)
 
 
-def _is_spec(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Spec)
+def _kind(node: yaml.Node) -> str:
+    tag = str(node.tag).removeprefix("tag:yaml.org,2002:")
+    return KINDS.get(tag, tag)
 
 
 def _cross_check(
@@ -202,20 +223,20 @@ def _cross_check(
     pools = {pool.name for cluster in clusters.values() for pool in cluster.node_pools}
     for model in models.values():
         path = folder / "models" / f"{model.name}.yaml"
-        shown = _shown(path)
+        file = _relative(path)
         if model.object_name in owners:
             errors.append(
-                f"{shown}:1: name: gives the same object name {model.object_name!r} as "
+                f"{file}:1: name: gives the same object name {model.object_name!r} as "
                 f"{owners[model.object_name]}.yaml; rename one"
             )
         owners[model.object_name] = model.name
         if model.traffic.trace is not None and (problem := _trace(model, path.parent)):
-            line = _lines(yaml.compose(path.read_text(encoding="utf-8")))[("traffic", "trace")]
-            errors.append(f"{shown}:{line}: traffic.trace.path: {problem}")
+            line = _line(_read(path)[1], ("traffic", "trace"))
+            errors.append(f"{file}:{line}: traffic.trace.path: {problem}")
         if model.node_pool is not None and model.node_pool not in pools:
-            line = _lines(yaml.compose(path.read_text(encoding="utf-8"))).get(("node_pool",), 1)
+            line = _line(_read(path)[1], ("node_pool",))
             errors.append(
-                f"{shown}:{line}: node_pool: no cluster has a node pool {model.node_pool!r}; "
+                f"{file}:{line}: node_pool: no cluster has a node pool {model.node_pool!r}; "
                 f"there are: {', '.join(sorted(pools))}"
             )
     return errors

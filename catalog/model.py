@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from catalog import engine_args, offered_load
 from catalog.lengths import Lengths
+from catalog.offered_load import PromptLengths
 from catalog.spec import (
     STORED,
     HubRepo,
@@ -16,27 +18,9 @@ from catalog.spec import (
     PositiveInt,
     Quantity,
     Spec,
+    matching,
 )
 from catalog.trace import Recorded
-
-# Set by the pipeline itself, from the fields named beside them: never in `args`.
-RESERVED_ARGS = {
-    "--model": "repo",
-    "--served-model-name": "served_name",
-    "--tokenizer": "repo",
-    "--revision": "revision",
-    "--tokenizer-revision": "revision",
-    "--tensor-parallel-size": "gpus.count",
-    "-tp": "gpus.count",
-    "--port": "nothing: the Service expects 8000",
-    "--host": "nothing: the Pod listens on all its addresses",
-    "--shutdown-timeout": "rollout.drain_seconds",
-    "--enable-lora": "adapters",
-    "--lora-modules": "adapters",
-    "--max-lora-rank": "adapters: it is in their own configuration",
-    "--api-key": "nothing: engines with a key are not supported yet",
-    "--config": "nothing: its content would escape these checks, write it as args",
-}
 
 
 class Gpus(Spec):
@@ -44,7 +28,7 @@ class Gpus(Spec):
 
     count: Annotated[int, Field(ge=1, le=8)]
     # An extended resource: cpu or memory here would start a Pod without a GPU.
-    resource: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[\w.-]+$")] = "nvidia.com/gpu"
+    resource: Annotated[str, matching(r"[a-z0-9.-]+/[\w.-]+", "nvidia.com/gpu")] = "nvidia.com/gpu"
     products: tuple[str, ...] = ()
     # Refuses a GPU that is too small before the engine runs out of memory on it.
     min_memory_mib: PositiveInt | None = None
@@ -78,7 +62,9 @@ class Adapter(Spec):
 
     # As vLLM takes it in --lora-modules name=path.
     name: Annotated[
-        str, StringConstraints(pattern=r"^[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?$", max_length=63)
+        str,
+        StringConstraints(max_length=63),
+        matching(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", "sql-v2"),
     ]
     repo: HubRepo
     revision: Annotated[str, StringConstraints(min_length=1)]
@@ -98,7 +84,7 @@ class Trace(Spec):
     `prefixes`: equal `hash_ids` are equal text, of `block_tokens` each, as they were recorded.
     """
 
-    path: Annotated[str, StringConstraints(pattern=r"^[\w.-]+\.jsonl$")]
+    path: Annotated[str, matching(r"[\w.-]+\.jsonl", "chat.jsonl")]
     prefixes: bool = False
     block_tokens: Annotated[int, Field(ge=4)] = 512
 
@@ -106,13 +92,13 @@ class Trace(Spec):
 class Traffic(Spec):
     """The load that the benchmark offers, in req/s for one replica.
 
-    `mode` ladder runs `rates` up to the first fail; search finds what one replica carries, within
-    `rate_range` (lowest, highest) and for at most `budget_seconds` of load.
+    `mode` ladder runs `rates` and slo.required_rate, up to the first fail; search finds what one
+    replica carries, within `rate_range` (lowest, highest) and for `budget_seconds` of load at most.
     """
 
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
     gamma_shape: PositiveFloat = 1.0
-    prompt_tokens: Lengths
+    prompt_tokens: PromptLengths
     output_tokens: Lengths
     trace: Trace | None = None
     rates: tuple[PositiveFloat, ...] = ()
@@ -126,38 +112,18 @@ class Traffic(Spec):
     # Processes that send it, where it is more than one core can.
     workers: Annotated[int, Field(ge=1, le=64)] = 1
 
-    @field_validator("prompt_tokens")
-    @classmethod
-    def _unique(cls, lengths: Lengths) -> Lengths:
-        if lengths.fixed is not None and lengths.fixed < 4:
-            raise ValueError(f"{lengths.fixed} tokens can't be unique, ask for 4 or more")
-        return lengths
-
-    @field_validator("rates")
-    @classmethod
-    def _ascending(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if list(rates) != sorted(set(rates)):
-            raise ValueError("the ladder must ascend, each rate once")
-        return rates
-
     @model_validator(mode="after")
-    def _mode_has_rates(self) -> Self:
-        if self.mode == "ladder" and not self.rates:
-            raise Misfit("is missing: the ladder, or say mode: search with a rate_range", "rates")
-        if self.mode == "search" and self.rate_range is None:
-            raise Misfit("is missing: where to search, [lowest, highest]", "rate_range")
-        return self
-
-    @model_validator(mode="after")
-    def _traced(self) -> Self:
-        uses = [name for name in ("prompt_tokens", "output_tokens") if getattr(self, name).trace]
-        uses += ["arrival"] if self.arrival == "trace" else []
-        if uses and self.trace is None:
-            raise Misfit("is to come from a trace, so `trace` must name its file", uses[0])
-        if self.trace is not None and not uses:
-            raise Misfit("nothing comes from it: say trace for arrival or for lengths", "trace")
-        if self.trace is not None and self.trace.prefixes and not self.prompt_tokens.trace:
-            raise Misfit("need prompt_tokens: trace", "trace", "prefixes")
+    def _offered(self, info: ValidationInfo) -> Self:
+        if info.context != STORED:
+            shape_given = "gamma_shape" in self.model_fields_set
+            offered_load.check_arrival(self.arrival, self.gamma_shape, shape_given)
+            offered_load.check_rates(self.mode, self.rates, self.rate_range)
+            offered_load.check_trace(
+                self.arrival,
+                self.prompt_tokens,
+                self.output_tokens,
+                self.trace.prefixes if self.trace else None,
+            )
         return self
 
     def longest(self, recorded: Sequence[Recorded] = ()) -> int:
@@ -231,7 +197,9 @@ class ModelSpec(Spec):
 
     name: Annotated[
         str,
-        StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=40),
+        StringConstraints(max_length=40),
+        # It ends in names of Services and Jobs, and may have dots.
+        matching(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "llama-3.1-8b-instruct"),
     ]
     repo: HubRepo
     revision: Annotated[str, StringConstraints(min_length=1)]
@@ -266,13 +234,9 @@ class ModelSpec(Spec):
 
     @field_validator("args")
     @classmethod
-    def _not_reserved(cls, args: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        for place, arg in enumerate(args):
-            # vLLM takes --a_b for --a-b, and the start of a flag for the whole.
-            start = arg.partition("=")[0].replace("_", "-")
-            flag = next((f for f in RESERVED_ARGS if start[:1] == "-" and f.startswith(start)), "")
-            if flag and info.context != STORED:
-                raise Misfit(f"{flag} is set by the pipeline, from {RESERVED_ARGS[flag]}", place)
+    def _usable(cls, args: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.context != STORED:
+            engine_args.check(args)
         return args
 
     @field_validator("env")
@@ -302,8 +266,8 @@ class ModelSpec(Spec):
     def _measurable(self) -> Self:
         """What the benchmark would refuse, or never measure, once the candidate is up."""
         traffic, slo = self.traffic, self.slo
-        if traffic.mode == "search":
-            lowest, highest = traffic.rate_range or (0, 0)
+        if traffic.rate_range is not None:
+            lowest, highest = traffic.rate_range
             if not lowest <= slo.required_rate <= highest:
                 raise Misfit(
                     f"{slo.required_rate:g} is not within traffic.rate_range "
@@ -311,13 +275,6 @@ class ModelSpec(Spec):
                     "slo",
                     "required_rate",
                 )
-        elif slo.required_rate > traffic.rates[-1]:
-            raise Misfit(
-                f"{slo.required_rate:g} is above the last of traffic.rates "
-                f"({traffic.rates[-1]:g}), so it would never be measured",
-                "slo",
-                "required_rate",
-            )
         if traffic.timeout_seconds * 1e3 <= slo.ttft_p95_ms:
             raise Misfit(
                 f"{traffic.timeout_seconds:g} s must be above slo.ttft_p95_ms "
@@ -331,13 +288,7 @@ class ModelSpec(Spec):
 
     def too_long(self, tokens: int) -> str:
         """Why the engine won't take so many in prompt and answer; empty if it may."""
-        limit = self._max_model_len()
+        limit = engine_args.max_model_len(self.args)
         if limit is None or tokens <= limit:
             return ""
         return f"with output_tokens these are {tokens} tokens, --max-model-len allows {limit}"
-
-    def _max_model_len(self) -> int | None:
-        """By `args`, where it is a number there: vLLM also takes auto, 8k (8000), 8K (8192)."""
-        pattern = r"--max[-_]model[-_]len[= ](\d+)([kK]?)(?!\S)"
-        found = re.findall(pattern, " ".join(self.args))
-        return int(found[-1][0]) * {"": 1, "k": 1000, "K": 1024}[found[-1][1]] if found else None

@@ -26,12 +26,27 @@ class Misfit(ValueError):
         self.place = place
 
 
+def matching(pattern: str, example: str) -> AfterValidator:
+    """For text that must match as a whole; the example is shown where it doesn't."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} must match {pattern}, e.g. {example}")
+        return value
+
+    return AfterValidator(check)
+
+
 # RFC 1123 label, at most 40 characters: slot and hash suffixes must still fit into 63.
 ObjectName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)
+    str,
+    StringConstraints(max_length=40),
+    matching(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", "llm-serving"),
 ]
-# A model's name ends in Service names and Jobs, and may have dots (llama-3.1-8b-instruct).
-HubRepo = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
+HubRepo = Annotated[
+    str,
+    matching(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=False)]
 

@@ -51,7 +51,7 @@ def read_trace(path: Path) -> tuple[tuple[Recorded, ...], str]:
 def _row(line: bytes, where: str) -> Recorded:
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise TraceError(f"{where}: is no JSON") from None
     if not isinstance(fields, dict):
         raise TraceError(f"{where}: is no JSON object")

@@ -1,8 +1,7 @@
 """What load is offered, to whom, and the SLO that it is judged by: the program's one input."""
 
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -12,12 +11,15 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
-    field_validator,
     model_validator,
 )
 
+from catalog import offered_load
 from catalog.lengths import Lengths
+from catalog.mistakes import dotted, mistakes
 from catalog.model import Slo
+from catalog.offered_load import PromptLengths
+from catalog.spec import STORED, Misfit
 from catalog.trace import TraceError, read_trace
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,13 +82,13 @@ class Profile(_Closed):
     mode: Literal["ladder", "search", "rate"] = "ladder"
     rate_range: tuple[Positive, Positive] | None = None
     budget_seconds: Positive = 600.0
-    rates: Annotated[tuple[Positive, ...], Field(validate_default=True)] = ()
+    rates: tuple[Positive, ...] = ()
     step_seconds: Positive = 60.0
     warmup_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
     gamma_shape: Positive = 1.0
     seed: int = 1
-    prompt_tokens: Lengths
+    prompt_tokens: PromptLengths
     output_tokens: Lengths
     trace: Trace | None = None
     shared_prefix: SharedPrefix | None = None
@@ -100,25 +102,26 @@ class Profile(_Closed):
     # gpu, and `simulated`, the list of what is not real.
     metadata: dict[str, JsonValue] = {}
 
-    @field_validator("rates")
-    @classmethod
-    def _ascending(cls, rates: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        if not rates and info.data.get("mode") == "ladder":
-            raise ValueError("is missing: the ladder of arrival rates, or say another mode")
-        if list(rates) != sorted(set(rates)):
-            raise ValueError("the ladder must ascend, each rate once")
-        return rates
-
     @model_validator(mode="after")
-    def _search_has_a_range(self) -> Self:
-        if self.mode == "search":
-            if self.rate_range is None:
-                raise ValueError("rate_range is missing: where to search, [lowest, highest] req/s")
+    def _offered(self, info: ValidationInfo) -> Self:
+        if info.context == STORED:
+            return self
+        shape_given = "gamma_shape" in self.model_fields_set
+        offered_load.check_arrival(self.arrival, self.gamma_shape, shape_given)
+        offered_load.check_rates(self.mode, self.rates, self.rate_range)
+        offered_load.check_trace(
+            self.arrival,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.trace.prefixes if self.trace else None,
+        )
+        if self.rate_range is not None:
             lowest, highest = self.rate_range
             if not lowest <= self.slo.required_rate <= highest:
-                raise ValueError(
-                    f"rate_range ({lowest:g} to {highest:g}) must hold slo.required_rate "
-                    f"({self.slo.required_rate:g}), where the search starts"
+                raise Misfit(
+                    f"{lowest:g} to {highest:g} must hold slo.required_rate "
+                    f"({self.slo.required_rate:g}), where the search starts",
+                    "rate_range",
                 )
         return self
 
@@ -131,28 +134,10 @@ class Profile(_Closed):
             )
         return self
 
-    @field_validator("prompt_tokens")
-    @classmethod
-    def _unique(cls, lengths: Lengths) -> Lengths:
-        if lengths.fixed is not None and lengths.fixed < 4:
-            raise ValueError(f"{lengths.fixed} tokens can't be unique, ask for 4 or more")
-        return lengths
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        uses = [name for name in ("prompt_tokens", "output_tokens") if getattr(self, name).trace]
-        uses += ["arrival"] if self.arrival == "trace" else []
-        if uses and self.trace is None:
-            raise ValueError(f"trace is missing, but {uses[0]} is to come from it")
-        if self.trace is not None and not uses:
-            raise ValueError(
-                "trace is used by nothing: say trace for arrival, prompt_tokens or output_tokens"
-            )
-        if self.trace is not None and self.trace.prefixes:
-            if "prompt_tokens" not in uses:
-                raise ValueError("trace.prefixes need prompt_tokens: trace")
-            if self.shared_prefix is not None:
-                raise ValueError("trace.prefixes and shared_prefix exclude each other")
+        if self.shared_prefix is not None and self.trace is not None and self.trace.prefixes:
+            raise ValueError("trace.prefixes and shared_prefix exclude each other")
         if self.conversations is not None:
             if self.endpoint != "chat":
                 raise ValueError("conversations need endpoint: chat")
@@ -222,31 +207,9 @@ def with_trace(profile: Profile, folder: Path, where: str) -> Profile:
     return profile.model_copy(update={"trace": found})
 
 
-def describe(error: ValidationError, where: str) -> str:
+def describe(error: ValidationError, where: str, spec: type[BaseModel] = Profile) -> str:
     """One line for each mistake: where, field, what is wrong."""
-    lines = []
-    for detail in error.errors(include_url=False):
-        field = ".".join(map(str, detail["loc"])) or "profile"
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            allowed = ", ".join(_fields(detail["loc"][:-1]))
-            message = f"is no field here; allowed: {allowed}"
-        elif detail["type"] == "missing":
-            message = "is missing"
-        elif not detail["type"].startswith(("value_error", "json_invalid")):
-            message = f"{message}, got {detail['input']!r}"
-        lines.append(f"{where}: {field}: {message}")
-    return "\n".join(lines)
-
-
-def _fields(place: tuple[int | str, ...]) -> list[str]:
-    """The fields that the part of a profile at `place` has."""
-    holder: type[BaseModel] = Profile
-    for key in place:
-        annotation: Any = holder.model_fields[str(key)].annotation
-        holder = next(
-            a
-            for a in (annotation, *typing.get_args(annotation))
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        )
-    return list(holder.model_fields)
+    return "\n".join(
+        f"{where}: {dotted(place) or 'profile'}: {message}"
+        for place, message in mistakes(error, spec)
+    )

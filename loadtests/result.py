@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from catalog.spec import STORED
 from loadtests.profile import Profile, describe
 
 FORMAT = 2
@@ -168,9 +169,9 @@ def parse_result(data: str | Mapping[str, Any], where: str = "result") -> Result
             "run the benchmark again, or read it with the version that wrote it"
         )
     try:
-        return Result.model_validate(fields)
+        return Result.model_validate(fields, context=STORED)
     except ValidationError as error:
-        raise ResultError(describe(error, where)) from None
+        raise ResultError(describe(error, where, Result)) from None
 
 
 def load_result(path: Path) -> Result:

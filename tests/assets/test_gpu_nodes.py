@@ -2,17 +2,21 @@
 
 import logging
 import time
+from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from assets.gpu_nodes import PODS_COME_AND_GO_S, outage_seconds, plan
+from assets.gpu_nodes import PODS_COME_AND_GO_S, gpu_nodes, outage_seconds, plan
 from assets.promotion import Promotion, Refused
 from assets.rebenchmark import spare_gpus
+from assets.resources import Context, Reports
 from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
 from k8s import traffic
 from k8s.client import Client
 from k8s.lease import Lease
+from tests.assets.conftest import MODEL, BareCluster
 from tests.assets.test_ttft_benchmark import record
 from tests.k8s.simulated_engine import comes_up, playing
 from tests.k8s.simulated_node import SimulatedNode, _call
@@ -97,3 +101,35 @@ def test_one_gpu_does_to_measure_a_copy_of_what_has_two_replicas(
         give(node, 3, model)
         assert spare_gpus(promotion, model).free == 1
     lease.release()
+
+
+class ExampleCluster(BareCluster):
+    """Its Jobs' image is still the one of an example."""
+
+    def promotion(self, context: Context) -> Promotion:
+        promotion = super().promotion(context)
+        images = promotion.cluster.images.model_copy(update={"jobs": f"jobs@sha256:{64 * '0'}"})
+        promotion.cluster = promotion.cluster.model_copy(update={"images": images})
+        return promotion
+
+
+def test_a_placeholder_of_an_image_ends_the_promotion_at_its_first_stage(
+    client: Client, cluster: ClusterSpec, tmp_path: Path
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        ran = dg.materialize(
+            [gpu_nodes],
+            instance=instance,
+            partition_key=MODEL,
+            tags={"dagster/partition": MODEL},
+            raise_on_error=False,
+            resources={
+                "cluster": ExampleCluster(name="lab", namespace=cluster.namespace),
+                "reports": Reports(folder=str(tmp_path)),
+            },
+        )
+    assert not ran.success
+    failure = ran.failure_data_for_node("gpu_nodes")
+    assert failure is not None
+    assert "catalog/clusters/lab.yaml: images.jobs: 'jobs@sha256:000" in str(failure.error)
+    assert "is a placeholder; write your image's digest" in str(failure.error)

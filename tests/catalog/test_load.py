@@ -1,12 +1,16 @@
 """A wrong catalog file is refused with file, line, field and what is allowed."""
 
+import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from catalog import CatalogError, PoolError, load_catalog
-from catalog.load import HERE
+from catalog import CatalogError, ModelSpec, PoolError, load_catalog
+from catalog.load import HERE, load_file
+from catalog.spec import STORED
 
 
 @pytest.fixture
@@ -57,13 +61,12 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
             "--lora-modules=a=/b",
             "--lora-modules is set by the pipeline, from a",
         ),
-        ("required_rate: 6", "required_rate: 40", "slo.required_rate: 40 is above the last"),
         ("rates: [6, 10, 16]", "rates: [10, 6, 16]", "the ladder must ascend"),
         ("max_replicas: 2", "max_replicas: 0", "scaling.max_replicas"),
         ("min_replicas: 1", "min_replicas: 3", "min_replicas: 3 is above max_replicas (2)"),
         ("start_seconds_min: 60", "start_seconds_min: 601", "601 is above start_seconds_max (600)"),
         ("  memory: 512Mi", "  memory: '0'", "resources.memory: '0' is no Kubernetes quantity"),
-        ("growth: 0.02", "growth: .inf", "scaling.growth: Input should be a finite number"),
+        ("growth: 0.02", "growth: .inf", "scaling.growth: must be a finite number, got inf"),
         (
             "prompt_tokens: 64",
             "prompt_tokens: 2",
@@ -81,7 +84,7 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         (
             "arrival: poisson",
             "trace: {path: ../x.jsonl}\n  arrival: trace",
-            "traffic.trace.path: String should match",
+            "traffic.trace.path: '../x.jsonl' must match [\\w.-]+\\.jsonl, e.g. chat.jsonl",
         ),
         (
             "arrival: poisson",
@@ -110,6 +113,22 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         ),
         ("  growth: 0.02", "  max_replicas: 2", "'max_replicas' stands here twice"),
         ("smoke:", "smoke: [}", "is not valid YAML"),
+        ("slo:", "slo: fast\nslos:", "slo: must be a mapping of fields to values, got 'fast'"),
+        ("rates: [6, 10, 16]", "rates: 6", "traffic.rates: must be a list, got 6"),
+        ("count: 1", "count: 0.5", "gpus.count: must be a whole number, got 0.5"),
+        ("revision: main", "revision:", "revision: must be text, got nothing"),
+        ("revision: main", "revision: 0123", "revision: must be text, got 83; put it in quotes"),
+        ("revision: main", "revision: ''", "revision: must not be empty, got ''"),
+        (
+            "arrival: poisson",
+            "gamma_shape: 0.5",
+            "traffic.gamma_shape: 0.5 does nothing with arrival: poisson; say arrival: gamma, or",
+        ),
+        (
+            "arrival: poisson",
+            "rate_range: [1, 64]",
+            "traffic.rate_range: does nothing with mode: ladder; say mode: search, or take it out",
+        ),
         ("revision: main", "name: x\nrevision: main", "name: is taken from the file's name"),
     ],
 )
@@ -130,6 +149,52 @@ ADAPTERS = """adapters:
 smoke:"""
 
 
+@pytest.mark.parametrize(
+    ("rate_range", "expected"),
+    [
+        ("[64, 1]", "traffic.rate_range: 64 is above 1: write [lowest, highest]"),
+        ("[1]", "traffic.rate_range.1: is missing"),
+        ("[1, 2, 3]", "traffic.rate_range: must have at most 2 items, not 3, got [1, 2, 3]"),
+        ("[8, 64]", "slo.required_rate: 6 is not within traffic.rate_range (8 to 64)"),
+    ],
+)
+def test_a_search_needs_its_range(folder: Path, rate_range: str, expected: str) -> None:
+    new = f"mode: search\n  rate_range: {rate_range}"
+    edit(folder, "models/smollm2-135m.yaml", "rates: [6, 10, 16]", new)
+    [line] = refusal(folder).splitlines()
+    assert expected in line
+
+
+def test_the_ladder_is_run_at_the_required_rate_wherever_that_is(folder: Path) -> None:
+    edit(folder, "models/smollm2-135m.yaml", "required_rate: 6", "required_rate: 40")
+    assert load_catalog(folder).model("smollm2-135m").slo.required_rate == 40
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("models/smollm2-135m.yaml", "expect: Paris", "expects: Paris", ["expect", "expects"]),
+        ("clusters/lab.yaml", "gpus: 4", "gpus: 0", ["node_pools.0.gpus"]),
+    ],
+)
+def test_a_list_whose_one_item_is_wrong_is_not_called_too_short(
+    folder: Path, file: str, old: str, new: str, expected: list[str]
+) -> None:
+    edit(folder, file, old, new)
+    message = refusal(folder)
+    assert "at least 1 item" not in message
+    assert [line.split(": ")[1].removeprefix("smoke.0.") for line in message.splitlines()] == (
+        expected
+    )
+
+
+def test_an_empty_list_is_too_short(folder: Path) -> None:
+    text = (folder / "clusters/lab.yaml").read_text()
+    start, end = text.index("node_pools:"), text.index("simulated:")
+    (folder / "clusters/lab.yaml").write_text(text[:start] + "node_pools: []\n" + text[end:])
+    assert "node_pools: must have at least 1 item, not 0" in refusal(folder)
+
+
 def test_adapters_are_loaded(folder: Path) -> None:
     edit(folder, "models/smollm2-135m.yaml", "smoke:", ADAPTERS)
     adapters = load_catalog(folder).models["smollm2-135m"].adapters
@@ -145,10 +210,14 @@ def test_adapters_are_loaded(folder: Path) -> None:
             "name: smollm2-135m",
             "adapters.0.name: 'smollm2-135m' is the name of served_name already",
         ),
-        ("name: sql", "name: a=b", "adapters.0.name: String should match pattern"),
+        ("name: sql", "name: a=b", "adapters.0.name: 'a=b' must match "),
         ("name: sql", "rank: 8\n    name: sql", "is no field here; allowed: name, repo, revision"),
-        ("repo: lab/smollm2-135m-lora", "repo: adapters", "adapters.0.repo: String should match"),
-        ("revision: v2", "revision: 2", "adapters.1.revision: Input should be a valid string"),
+        (
+            "repo: lab/smollm2-135m-lora",
+            "repo: adapters",
+            "adapters.0.repo: 'adapters' must match ",
+        ),
+        ("revision: v2", "revision: 2", "adapters.1.revision: must be text, got 2; put it in"),
     ],
 )
 def test_a_mistake_in_an_adapter_is_named(folder: Path, old: str, new: str, expected: str) -> None:
@@ -164,23 +233,6 @@ def test_gpus_resource_must_be_an_extended_one(folder: Path, resource: str) -> N
     old, new = "  count: 1\n", f"  count: 1\n  resource: {resource}\n"
     line = edit(folder, "models/smollm2-135m.yaml", old, new) + 1
     assert f"models/smollm2-135m.yaml:{line}: gpus.resource: " in refusal(folder)
-
-
-@pytest.mark.parametrize(
-    ("args", "flag"),
-    [
-        ("[--enforce-eager, --tensor_parallel_size=4]", "--tensor-parallel-size"),
-        ("[--enforce-eager, --tensor-par, '4']", "--tensor-parallel-size"),
-        ("[--enforce-eager, -t, '4']", "-tp"),
-        ("[--enforce-eager, -tp=4]", "-tp"),
-        ("[--enforce-eager, --config, /tmp/a.yaml]", "--config"),
-    ],
-)
-def test_a_reserved_flag_is_known_however_vllm_takes_it(folder: Path, args: str, flag: str) -> None:
-    old = "args:\n  - --dtype=bfloat16\n  - --max-model-len=2048\n"
-    line = edit(folder, "models/smollm2-135m.yaml", old, f"args: {args}\n")
-    expected = f"smollm2-135m.yaml:{line}: args.1: {flag} is set by the pipeline, from "
-    assert expected in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -225,9 +277,28 @@ def test_a_trace_lies_beside_the_model(folder: Path) -> None:
     assert "at most 900000 fit into the ConfigMap" in refusal(folder)
 
 
-def test_a_missing_field_is_named(folder: Path) -> None:
-    edit(folder, "models/smollm2-135m.yaml", "repo: HuggingFaceTB/SmolLM2-135M-Instruct\n", "")
-    assert "models/smollm2-135m.yaml:1: repo: is missing" in refusal(folder)
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("repo: HuggingFaceTB/SmolLM2-135M-Instruct\n", "", "1: repo: is missing"),
+        ("  count: 1\n", "  products: []\n", "6: gpus.count: is missing"),
+        ("arrival: poisson", "arrival: gamma", "20: traffic.gamma_shape: is missing: below 1 is"),
+        ("rates: [6, 10, 16]", "mode: search", "20: traffic.rate_range: is missing: where to"),
+        ("rates: [6, 10, 16]", "mode: ladder", "20: traffic.rates: is missing: the ladder, or"),
+    ],
+)
+def test_a_missing_field_is_named(folder: Path, old: str, new: str, expected: str) -> None:
+    edit(folder, "models/smollm2-135m.yaml", old, new)
+    assert f"models/smollm2-135m.yaml:{expected}" in refusal(folder)
+
+
+def test_what_was_promoted_once_stays_readable_when_rules_get_stricter() -> None:
+    spec = load_catalog().model("smollm2-135m").model_dump()
+    spec["args"] = ("--max-model-len=8k", "--data-parallel-size=2")
+    spec["traffic"] |= {"gamma_shape": 2.0, "rate_range": (1.0, 64.0)}
+    assert ModelSpec.model_validate(spec, context=STORED).traffic.gamma_shape == 2
+    with pytest.raises(ValidationError):
+        ModelSpec.model_validate(spec)
 
 
 def test_an_image_without_digest_needs_pull_policy_never(folder: Path) -> None:
@@ -270,6 +341,157 @@ def test_a_model_on_a_cluster_without_its_pool_is_refused_with_the_reason() -> N
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(CatalogError, match=r"no model 'gpt-2'.*smollm2-135m"):
         load_catalog().model("gpt-2")
+    with pytest.raises(CatalogError, match=r"no cluster 'prod'.*lab.*Name one of them"):
+        load_catalog().cluster("prod")
+
+
+@pytest.mark.parametrize("suffix", ["yml", "YAML", "Yml"])
+def test_a_file_that_would_not_be_read_is_to_be_renamed(folder: Path, suffix: str) -> None:
+    path = folder / "models" / f"mine.{suffix}"
+    path.write_text("repo: a/b\n")
+    assert f"models/mine.{suffix}:1: file: isn't read; rename to mine.yaml" in refusal(folder)
+
+
+GOOD = (HERE / "models/smollm2-135m.yaml").read_text()
+
+
+def revision(text: str) -> str:
+    """The good file with another revision."""
+    return GOOD.replace("revision: main", f"revision: {text}")
+
+
+# Each alias stands for ten of the one before it: 10^9 values.
+BOMB = "a: &a [x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (revision("{{ .Values.rev }}"), "3: revision: has braces or a list for a field's name"),
+        (revision("x\n? [a, b]\n: c"), "4: file: has braces or a list for a field's name"),
+        (revision("2026-13-45"), "3: revision: '2026-13-45' is a date in YAML; put it in quotes"),
+        (revision("2026-01-02"), "3: revision: '2026-01-02' is a date in YAML; put it in quotes"),
+        (revision("1.5e+5"), "3: revision: must be text, got 150000.0; put it in quotes"),
+        (revision("on"), "3: revision: must be text, got true; put it in quotes"),
+        (revision("0x_"), "3: revision: '0x_' is no number; put it in quotes"),
+        (revision("!!int v1"), "3: revision: 'v1' is no number; put it in quotes"),
+        (revision("!!bool maybe"), "3: revision: 'maybe' is no truth value; put it in quotes"),
+        (revision("!!float ''"), "3: revision: '' is no number; put it in quotes"),
+        (revision("!!timestamp x"), "3: revision: 'x' is a date in YAML; put it in quotes"),
+        (revision("!!binary '!'"), "3: revision: '!' is a binary in YAML; put it in quotes"),
+        (revision("!Ref x"), "3: revision: 'x' is a !Ref in YAML; put it in quotes"),
+        (revision("!!set {a}"), "3: revision: has the tag tag:yaml.org,2002:set; write a plain"),
+        (revision("!!python/object/apply:os.abort []"), "3: revision: has the tag "),
+        (revision("1" + ":59" * 400), "3: revision: is too large a number; if it is text, put"),
+        (revision("1" + ":59" * 400 + ".5"), "3: revision: '1:59"),
+        (revision("0x" + "f" * 9000), "3: revision: is too large a number"),
+        (revision("9" * 9000), "3: revision: '99999"),
+        (revision("*x"), "3: file: is not valid YAML: found undefined alias"),
+        (revision("ma\x07in"), "3: file: has the control character U+0007; remove it"),
+        (revision("\x00"), "3: file: has the control character U+0000; remove it"),
+        (revision('"\\ud800"'), "3: revision: must be characters that exist, got '\\ud800'"),
+        (revision('x\n"a\\nb": 1'), "4: 'a\\nb': is no field here; allowed: repo, "),
+        (revision("x\n1: y"), "4: file: the name '1' is a number in YAML; put it in quotes"),
+        (revision("x\nenv: {ON: y}"), "4: env: the name 'ON' is a truth value in YAML; put"),
+        (revision("x\n\ty: 1"), "4: file: is not valid YAML: found character"),
+        (revision("x\n---\ny: 1"), "4: file: is not valid YAML: but found another document"),
+        (GOOD.replace("args:", "args: &a [*a]\nargv:"), "12: args.0.0: is too deep or too large"),
+        (GOOD.replace("slo:", "slo: &a\n  x: *a"), "28: slo.x.x: is too deep or too large"),
+        (BOMB, "is too deep or too large; does an alias (*) contain itself, or others many"),
+        ("[" * 3000, "1: file: is too deep or too large"),
+        (
+            revision("x\nenv: &e {A: b}").replace("slo:", "slo:\n  <<: *e"),
+            "30: slo: << isn't taken",
+        ),
+        ("", "1: file: is empty, see catalog/models for examples"),
+        ("# nothing yet\n", "1: file: is empty, see catalog/models for examples"),
+        ("hello\n", "1: file: must be a mapping of fields, see catalog/models for examples"),
+        ("- repo: a/b\n", "1: file: must be a mapping of fields, see catalog/models"),
+        (b"repo: \xff\n", "1: file: is not UTF-8 text; save it as UTF-8"),
+        (GOOD.encode("utf-16"), "1: file: is not UTF-8 text; save it as UTF-8"),
+    ],
+    ids=lambda value: str(len(value)),
+)
+def test_a_nasty_file_is_one_clear_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    path = tmp_path / "nasty.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CatalogError) as refused:
+        load_file(path, ModelSpec)
+    [line] = str(refused.value).splitlines()
+    assert line.startswith(f"{path}:")
+    assert expected in line
+    assert len(line.removeprefix(str(path))) < 400
+
+
+def test_a_folder_of_a_file_s_name_is_one_clear_line(folder: Path) -> None:
+    (folder / "models" / "folder.yaml").mkdir()
+    assert "models/folder.yaml:1: file: can't be read: Is a directory" in refusal(folder)
+
+
+# What editors, templates and slips of the finger leave in a file.
+BITS = ["{", "}", "[", "]", "*", "&a ", "!", "%", "@", "`", "'", '"', ":", "? ", "- ", "|", ">"]
+BITS += [
+    "#",
+    "<<: ",
+    "~",
+    "=",
+    ",",
+    ".inf",
+    "0x",
+    "2026-01-01",
+    "!!int ",
+    "---",
+    "...",
+    "{{x}}",
+    "*a",
+]
+BITS += ["\n", "\t", "\r", "\x00", "\x1b", "\u2028", "\ufeff", "é", "&a [*a]", "<<: *a\n"]
+
+
+def test_whatever_stands_in_a_file_only_a_catalog_error_comes_out(tmp_path: Path) -> None:
+    path = tmp_path / "nasty.yaml"
+    rng = random.Random(1)
+    refused = 0
+    for _ in range(400):
+        text = GOOD
+        for _ in range(rng.choice((1, 1, 2))):
+            at = rng.randrange(len(text))
+            text = text[:at] + rng.choice(BITS) + text[at + rng.choice((0, 1, 30)) :]
+        path.write_bytes(text.encode())
+        try:
+            load_file(path, ModelSpec)
+        except CatalogError as error:
+            refused += 1
+            for line in str(error).splitlines():
+                assert re.match(r".*nasty\.yaml:\d+: \S.*: \S", line), repr(line)
+    assert refused > 200
+
+
+@pytest.mark.parametrize("start", ["\ufeff", "# a comment\n", "---\n"])
+def test_a_byte_order_mark_and_the_like_do_no_harm(tmp_path: Path, start: str) -> None:
+    path = tmp_path / "smollm2-135m.yaml"
+    path.write_bytes((start + GOOD.replace("\n", "\r\n")).encode())
+    assert load_file(path, ModelSpec) == load_catalog().model("smollm2-135m")
+
+
+def test_an_alias_stands_for_what_it_names_and_a_mistake_is_where_it_was_written(
+    folder: Path,
+) -> None:
+    file = "models/smollm2-135m.yaml"
+    answer = edit(folder, file, "  - prompt: What", "  - &paris\n    prompt: What")
+    edit(folder, file, "traffic:", "  - *paris\ntraffic:")
+    smoke = load_catalog(folder).model("smollm2-135m").smoke
+    assert len(smoke) == 2
+    assert smoke[0] == smoke[1]
+    edit(folder, file, "max_tokens: 32", "max_tokens: 0")
+    lines = refusal(folder).splitlines()
+    assert [line.split("smollm2-135m.yaml:")[1].split(": must")[0] for line in lines] == [
+        f"{answer + 3}: smoke.0.max_tokens",
+        f"{answer + 3}: smoke.1.max_tokens",
+    ]
 
 
 @pytest.mark.parametrize(

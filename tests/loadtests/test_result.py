@@ -47,6 +47,15 @@ def test_no_result_is_refused(text: str) -> None:
 def test_wrong_field_is_named() -> None:
     with pytest.raises(ResultError, match=r"capacity\.lower"):
         parse_result({**as_json(RESULT), "capacity": {"lower": "x", "at_least": True}})
+    steps = [{**as_json(RESULT)["steps"][0], "speed": 1}]
+    with pytest.raises(ResultError, match=r"steps\.0\.speed: is no field here; allowed: rate_"):
+        parse_result({**as_json(RESULT), "steps": steps})
+
+
+def test_a_result_stays_readable_when_profiles_are_checked_more_strictly() -> None:
+    stored = as_json(RESULT)
+    stored["profile"] |= {"gamma_shape": 2, "rate_range": [1, 64]}
+    assert parse_result(stored).profile.gamma_shape == 2
 
 
 def test_rows_travel_in_lines_of_a_log() -> None:
