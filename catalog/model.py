@@ -266,7 +266,7 @@ class ModelSpec(Spec):
     def _measurable(self) -> Self:
         """What the benchmark would refuse, or never measure, once the candidate is up."""
         traffic, slo = self.traffic, self.slo
-        if traffic.rate_range is not None:
+        if traffic.mode == "search" and traffic.rate_range is not None:
             lowest, highest = traffic.rate_range
             if not lowest <= slo.required_rate <= highest:
                 raise Misfit(

@@ -32,16 +32,16 @@ def check_arrival(arrival: str, gamma_shape: float, shape_given: bool) -> None:
 
 
 def check_rates(mode: str, rates: Sequence[float], rate_range: tuple[float, float] | None) -> None:
-    """A ladder has ascending rates, a search has lowest and highest rate, and nothing else has."""
+    """A ladder has ascending rates, a search has the lowest and the highest one."""
     if mode == "ladder" and not rates:
         raise Misfit("is missing: the ladder, or say mode: search with a rate_range", "rates")
     if list(rates) != sorted(set(rates)):
         raise Misfit("the ladder must ascend, each rate once", "rates")
     if mode == "search" and rate_range is None:
         raise Misfit("is missing: where to search, [lowest, highest]", "rate_range")
-    if mode != "search" and rate_range is not None:
+    if mode == "ladder" and rate_range is not None:
         raise Misfit(
-            f"does nothing with mode: {mode}; say mode: search, or take it out", "rate_range"
+            "does nothing with mode: ladder; say mode: search, or take it out", "rate_range"
         )
     if rate_range is not None and rate_range[0] > rate_range[1]:
         lowest, highest = rate_range

@@ -115,7 +115,7 @@ class Profile(_Closed):
             self.output_tokens,
             self.trace.prefixes if self.trace else None,
         )
-        if self.rate_range is not None:
+        if self.mode == "search" and self.rate_range is not None:
             lowest, highest = self.rate_range
             if not lowest <= self.slo.required_rate <= highest:
                 raise Misfit(

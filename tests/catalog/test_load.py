@@ -295,7 +295,7 @@ def test_a_missing_field_is_named(folder: Path, old: str, new: str, expected: st
 def test_what_was_promoted_once_stays_readable_when_rules_get_stricter() -> None:
     spec = load_catalog().model("smollm2-135m").model_dump()
     spec["args"] = ("--max-model-len=8k", "--data-parallel-size=2")
-    spec["traffic"] |= {"gamma_shape": 2.0, "rate_range": (1.0, 64.0)}
+    spec["traffic"] |= {"gamma_shape": 2.0, "rate_range": (8.0, 64.0)}
     assert ModelSpec.model_validate(spec, context=STORED).traffic.gamma_shape == 2
     with pytest.raises(ValidationError):
         ModelSpec.model_validate(spec)

@@ -31,6 +31,11 @@ def test_required_rate_is_always_a_step() -> None:
     assert profile(slo={**GOOD["slo"], "required_rate": 9}).ladder == (1, 2.5, 4, 9)
 
 
+def test_a_search_s_range_is_passed_over_where_one_rate_is_asked_for() -> None:
+    made = profile(mode="rate", rate_range=[4, 64])
+    assert made.ladder == (2,)
+
+
 def test_simulated_parts_come_from_the_metadata() -> None:
     assert profile().simulated == ()
     assert profile(metadata={"simulated": ["gpu", "engine"]}).simulated == ("gpu", "engine")
@@ -53,7 +58,6 @@ def test_simulated_parts_come_from_the_metadata() -> None:
         ({"arrival": "gamma"}, "gamma_shape: is missing"),
         ({"gamma_shape": 0.5}, "gamma_shape: 0.5 does nothing with arrival: poisson"),
         ({"rate_range": [1, 64]}, "rate_range: does nothing with mode: ladder"),
-        ({"rate_range": [1, 64], "mode": "rate"}, "rate_range: does nothing with mode: rate"),
         ({"mode": "search"}, "rate_range: is missing: where to search"),
         ({"mode": "search", "rate_range": [64, 1]}, "rate_range: 64 is above 1"),
         (
