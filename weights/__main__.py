@@ -11,20 +11,27 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from weights import adapter, archive, collect, manifest, verify, volume
-from weights.errors import Damaged, Interrupted, NotPublished, Place, UsageError, WeightsError
+from weights import adapter, archive, collect, verify, volume
+from weights.errors import (
+    Damaged,
+    Interrupted,
+    Place,
+    ReaderGone,
+    UsageError,
+    WeightsError,
+)
 from weights.events import Reporter, amount, secrets_of
 from weights.fetch import Wanted, fetch
 from weights.hub import Hub, connect
 from weights.manifest import Manifest, Selection
 from weights.pace import Pace, Patience
 from weights.plan import ADAPTER_CONFIG
-from weights.publish import folders
 from weights.resolve import check_commit, check_repo, resolve
 
 
@@ -39,16 +46,18 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     try:
         command(options, reporter)
     except WeightsError as error:
-        reporter.error(error)
+        with suppress(ReaderGone):  # who would have read it has gone, `head` for one
+            reporter.error(error)
     except Exception as error:
         # A fault of this program. The trace goes to the log, without the token.
         sys.stderr.write(reporter.redact(traceback.format_exc()))
-        reporter.error(
-            WeightsError(
-                f"{type(error).__name__}: {error}",
-                "this is a fault of the program: report it with the trace in the Job's log",
+        with suppress(ReaderGone):
+            reporter.error(
+                WeightsError(
+                    f"{type(error).__name__}: {error}",
+                    "this is a fault of the program: report it with the trace in the Job's log",
+                )
             )
-        )
     else:
         return 0
     return 1
@@ -73,6 +82,10 @@ def _fetch(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _wanted(options: argparse.Namespace, selection: Selection) -> Wanted:
+    if not options.rehash_after_days >= 0:  # nor NaN
+        raise UsageError(
+            f"--rehash-after-days {options.rehash_after_days:g} is no age", "give days, 0 or more"
+        )
     return Wanted(
         options.repo,
         options.commit,
@@ -87,6 +100,8 @@ def _fetch_adapter(options: argparse.Namespace, reporter: Reporter) -> None:
     repo, _, commit = options.adapter_of.partition("@")
     check_repo(repo)
     check_commit(commit)
+    # Before anything is downloaded. Compared with nothing, an adapter of another model would pass.
+    base, _ = volume.published(options.root, repo, commit)
     if options.allow or options.ignore or options.allow_pickle or options.chat:
         raise UsageError(
             "--allow, --ignore, --allow-pickle and --chat are for models",
@@ -94,7 +109,6 @@ def _fetch_adapter(options: argparse.Namespace, reporter: Reporter) -> None:
         )
     wanted = _wanted(options, Selection(adapter=True))
     fetched = fetch(wanted, options.root, _hub(reporter), reporter, _patience(options))
-    base = folders(options.root, repo, commit).published
     found = adapter.check(Path(fetched.path), base, wanted.place, Place(repo, commit))
     reporter.progress(
         f"{wanted.place} has rank {found.rank} and changes {found.modules} modules, of which "
@@ -105,12 +119,7 @@ def _fetch_adapter(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _verify(options: argparse.Namespace, reporter: Reporter) -> None:
-    check_repo(options.repo)
-    check_commit(options.commit)
-    folder = folders(options.root, options.repo, options.commit).published
-    found = manifest.read(folder)
-    if found is None:
-        raise NotPublished(f"{folder} has no {manifest.NAME}", "fetch the commit first")
+    folder, found = volume.published(options.root, options.repo, options.commit)
     damaged = verify.damaged(folder, found, hashes=not options.sizes_only)
     if damaged:
         raise Damaged(
@@ -130,10 +139,15 @@ def _list(options: argparse.Namespace, reporter: Reporter) -> None:
             f"{content.repo}@{content.commit}: {len(content.files)} files, "
             f"{amount(content.bytes)}, published {content.published_at}"
         )
+    foreign = list(found.foreign.items())
+    if foreign and not found.published:
+        reporter.progress(f"nothing is published in {options.root}: is it the volume?")
     reporter.result(
         published=[_row(commit.folder, commit.manifest) for commit in found.published],
         unfinished=[str(left.folder) for left in found.leftovers],
-        foreign={str(path): why for path, why in found.foreign.items()},
+        # Bounded: of a folder that isn't the volume it is all that lies there.
+        foreign={str(path): why for path, why in foreign[: collect.SHOWN]},
+        foreign_not_shown=max(0, len(foreign) - collect.SHOWN),
     )
 
 
@@ -150,7 +164,7 @@ def _pack(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _import(options: argparse.Namespace, reporter: Reporter) -> None:
-    taken = archive.take(options.source, options.root, reporter, options.stall_seconds)
+    taken = archive.take(options.source, options.root, reporter, _stall_s(options))
     reporter.result(**asdict(taken))
 
 
@@ -172,7 +186,18 @@ def _hub(reporter: Reporter) -> Hub:
 
 
 def _patience(options: argparse.Namespace) -> Patience:
-    return Patience(stall_s=options.stall_seconds, attempts=options.attempts)
+    if options.attempts < 1:
+        raise UsageError(f"--attempts {options.attempts} asks nothing of the Hub", "give 1 or more")
+    return Patience(stall_s=_stall_s(options), attempts=options.attempts)
+
+
+def _stall_s(options: argparse.Namespace) -> float:
+    seconds: float = options.stall_seconds
+    if not 0 < seconds < math.inf:  # nor NaN
+        raise UsageError(
+            f"--stall-seconds {seconds:g} is no time to wait", "give seconds, more than 0"
+        )
+    return seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,6 +302,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)  # threads that hang in the client are not waited for

@@ -5,6 +5,7 @@ compared with that manifest while they are copied, so a stream from stdin is rea
 manifest says was compared with the Hub where the commit was fetched.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -27,14 +28,13 @@ from weights import manifest, plan, publish, verify
 from weights.errors import (
     BadArchive,
     Damaged,
+    DiskFull,
     NoSpace,
-    NotPublished,
     Place,
     ReaderGone,
     Stalled,
     UnsafeName,
     UsageError,
-    VolumeNotWritable,
     WeightsError,
     WrongBytes,
     volume_error,
@@ -44,6 +44,7 @@ from weights.fetch import REPORT_SECONDS, SPARE_BYTES
 from weights.manifest import File, Manifest
 from weights.publish import Folders
 from weights.resolve import check_commit, check_repo
+from weights.volume import check_root, published
 
 STDIO = "-"
 CHUNK = 1024 * 1024
@@ -100,14 +101,9 @@ class Imported:
 def pack(root: Path, repo: str, commit: str, out: str, reporter: Reporter) -> Packed:
     """Write a published commit as a tar to the file `out`, or to stdout for "-".
 
-    Raises NotPublished, Damaged (then there is no whole tar), ReaderGone, DiskFull.
+    Raises UsageError, NotPublished, Damaged (then there is no whole tar), ReaderGone, DiskFull.
     """
-    check_repo(repo)
-    check_commit(commit)
-    folder = publish.folders(root, repo, commit).published
-    found = manifest.read(folder)
-    if found is None:
-        raise NotPublished(f"{folder} has no {manifest.NAME}", "fetch the commit first")
+    folder, found = published(root, repo, commit)
     try:
         with _written(out) as file:
             _write(file, folder, found, reporter)
@@ -117,7 +113,12 @@ def pack(root: Path, repo: str, commit: str, out: str, reporter: Reporter) -> Pa
             "look at what the reader says: if the commit was there already, all is well",
         ) from error
     except OSError as error:
-        raise volume_error(error, out) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"{out} can't be written: {error.strerror}",
+                f"make room there, or give another --out, for {amount(found.bytes)}",
+            ) from error
+        raise volume_error(error, folder) from error
     return Packed(out, repo, commit, len(found.files), found.bytes, found.digest)
 
 
@@ -131,9 +132,18 @@ def _written(out: str) -> Iterator[BinaryIO]:
             yield file
         return
     path = Path(out)
+    if path.is_dir():
+        raise UsageError(f"--out {out} is a folder", "name a file in it")
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        file = partial.open("wb")
+    except OSError as error:
+        raise UsageError(
+            f"--out {out}: {partial} can't be written: {error.strerror}",
+            "name a file in a folder that is there and that you may write to",
+        ) from error
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -166,7 +176,7 @@ def _write(out: BinaryIO, folder: Path, found: Manifest, reporter: Reporter) -> 
 
 
 def _info(found: Manifest, path: str, size: int) -> tarfile.TarInfo:
-    """Equal commits give equal bytes: no times, no owners."""
+    """No times and no owners: packed again, the same manifest and files are the same bytes."""
     info = tarfile.TarInfo(f"{found.repo}/{found.commit}/{path}")
     info.size, info.mode = size, 0o644
     return info
@@ -181,8 +191,7 @@ def take(source: str, root: Path, reporter: Reporter, stall_s: float = STALL_S) 
     Raises BadArchive, UnsafeName, WrongBytes, Stalled, NoSpace, VolumeNotWritable, DiskFull, and
     WeightsError for a commit that is published with other bytes. Then nothing is published.
     """
-    if not root.is_dir():
-        raise VolumeNotWritable(f"{root} is no folder", "mount the volume, or correct --root")
+    check_root(root)
     work = _Work(root, reporter)
     what = "the tar on stdin" if source == STDIO else source
     try:
@@ -455,12 +464,16 @@ def _is_there(where: Folders, found: Manifest) -> bool:
 
 
 def _others(folder: Path, found: Manifest) -> list[File]:
-    """Files of an earlier selection, which stay published."""
+    """Files of an earlier selection, which stay published if they are there."""
+    there = None
     with suppress(Damaged):
-        paths = {file.path for file in found.files}
         there = manifest.read(folder)
-        return [file for file in there.files if file.path not in paths] if there else []
-    return []
+    paths = {file.path for file in found.files}
+    return [
+        file
+        for file in (there.files if there else ())
+        if file.path not in paths and verify.size_problem(folder / file.path, file) is None
+    ]
 
 
 def _imported(where: Folders, found: Manifest, *, hit: bool) -> Imported:

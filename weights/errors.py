@@ -171,7 +171,7 @@ class BadArchive(WeightsError):
 
 
 class ReaderGone(WeightsError):
-    """Whoever was to read the tar has ended."""
+    """Whoever was to read the tar, or what this program says, has ended."""
 
 
 class Interrupted(WeightsError):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from weights.errors import WeightsError
+from weights.errors import ReaderGone, WeightsError
 
 URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
@@ -25,7 +25,10 @@ def secrets_of(token: str | None, endpoint: str) -> tuple[str, ...]:
 
 
 class Reporter:
-    """Writes events to `out`: JSON, or for a person if `human`. Safe in threads."""
+    """Writes events to `out`: JSON, or for a person if `human`. Safe in threads.
+
+    All that writes raises ReaderGone when there is nobody to read it.
+    """
 
     def __init__(
         self, out: TextIO | None = None, *, human: bool = False, secrets: Iterable[str] = ()
@@ -94,8 +97,14 @@ class Reporter:
             if self._on_line and not text.startswith("\r"):
                 text = f"\n{text}"
             self._on_line = False
-            self._out.write(text + end)
-            self._out.flush()
+            try:
+                self._out.write(text + end)
+                self._out.flush()
+            except BrokenPipeError as error:
+                raise ReaderGone(
+                    "nobody reads what this program says any more",
+                    "start again: finished files are kept",
+                ) from error
 
 
 def amount(size: float) -> str:

@@ -19,7 +19,6 @@ from weights.errors import (
     Damaged,
     NoSpace,
     Place,
-    VolumeNotWritable,
     WeightsError,
     WrongBytes,
     volume_error,
@@ -31,6 +30,7 @@ from weights.pace import Pace, Patience
 from weights.part import Part
 from weights.publish import Folders
 from weights.resolve import check_commit, check_repo
+from weights.volume import check_root
 
 T = TypeVar("T")
 
@@ -88,8 +88,7 @@ def fetch(wanted: Wanted, root: Path, hub: Hub, reporter: Reporter, patience: Pa
     check_repo(wanted.repo)
     check_commit(wanted.commit)
     where = publish.folders(root, wanted.repo, wanted.commit)
-    if not root.is_dir():
-        raise VolumeNotWritable(f"{root} is no folder", "mount the volume, or correct --root")
+    check_root(root)
     try:
         # Another fetch may publish the commit under us, with other patterns perhaps: look again.
         while True:
@@ -148,7 +147,7 @@ def _look(wanted: Wanted, where: Folders, reporter: Reporter) -> _Published | No
             with suppress(OSError):  # no room, read-only: then it is compared again next time
                 publish.renew(where, found)
     for path, wrong in damaged.items():
-        reporter.progress(f"{wanted.place.of(path)} {wrong}: it is fetched again")
+        reporter.progress(f"{wanted.place.of(path)} {wrong}")
     return _Published(found, damaged)
 
 
@@ -270,6 +269,7 @@ class _Fetch:
         chosen = plan.check_shards(chosen, everything, self.target, place)
         if wanted.chat:
             plan.check_chat([file.path for file in chosen], self.target, place)
+        self._say_what_is_not_mended({file.path for file in chosen})
         self.total = sum(file.size for file in chosen)
         self.reporter.progress(
             f"{len(chosen)} files, {amount(self.total)} of {place}",
@@ -283,6 +283,14 @@ class _Fetch:
         self._report()
         verify.check_tensors(self.target, chosen, place)
         return self._publish(chosen)
+
+    def _say_what_is_not_mended(self, chosen: set[str]) -> None:
+        damaged = self.there.damaged if self.there else {}
+        for path in damaged.keys() - chosen:
+            self.reporter.progress(
+                f"{self.wanted.place.of(path)} was of an earlier selection only: it isn't fetched "
+                "again, and is no longer published"
+            )
 
     def _publish(self, chosen: tuple[File, ...]) -> Fetched | None:
         if self.target == self.where.staging:

@@ -21,6 +21,7 @@ import httpx2
 from huggingface_hub import (
     HfApi,
     RepoFile,
+    get_session,
     get_token,
     hf_hub_download,
     hf_hub_url,
@@ -36,7 +37,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    hf_raise_for_status,
+)
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._runtime import is_xet_available
 
@@ -104,6 +108,22 @@ def commit_of(hub: Hub, repo: str, revision: str) -> str | None:
     """The commit that a branch, tag or short commit is now."""
     api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
     return api.model_info(repo, revision=revision, timeout=METADATA_SECONDS).sha
+
+
+def names_of(hub: Hub, repo: str) -> list[str]:
+    """The names of a repository's branches, then of its tags; none if the hub doesn't say."""
+    # Not list_repo_refs(), which has no time-out.
+    try:
+        answer = get_session().get(
+            f"{hub.endpoint}/api/models/{repo}/refs",
+            headers=build_hf_headers(token=hub.token or False),
+            timeout=METADATA_SECONDS,
+        )
+        hf_raise_for_status(answer)
+        refs = answer.json()
+        return [str(ref["name"]) for kind in ("branches", "tags") for ref in refs[kind]]
+    except Exception:  # it is a help in the message of an error, whatever may ail the hub
+        return []
 
 
 def tree(hub: Hub, repo: str, commit: str) -> Iterator[File]:
@@ -260,7 +280,7 @@ def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> Weight
             )
         return errors.RevisionNotFound(
             f"{place.repo} has no branch, tag or commit {place.revision!r}",
-            f"look for its revisions at {_page(hub, place)}/refs, and correct the revision",
+            "correct the revision: name a branch, a tag or a commit of that repository",
             place=place,
         )
     if status is not None:
@@ -283,8 +303,10 @@ def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> Weight
         what = "the connection was cut" if cut else "no connection"
         return errors.HubUnreachable(
             f"{what} to {hub.host} for {place}: {_first_line(error)}",
-            "check HF_ENDPOINT, DNS, proxy and egress policy of the Job; "
-            "a cluster without a way out needs a mirror as HF_ENDPOINT",
+            "check HF_ENDPOINT, DNS, proxy and egress policy of the Job; a cluster without a way "
+            "out needs a mirror as HF_ENDPOINT, or weights that are brought to it: python -m "
+            "weights pack where the Hub can be reached, python -m weights import there "
+            "(docs/own-cluster.md)",
             place=place,
         )
     if isinstance(error, OSError):

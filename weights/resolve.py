@@ -1,14 +1,16 @@
 """Revision -> commit, once: everything after it uses the commit, so that nothing can move."""
 
+import difflib
 import re
 
 from weights import hub as hubs
-from weights.errors import HubRefused, Place, UsageError
+from weights.errors import HubRefused, Place, RevisionNotFound, UsageError
 from weights.hub import Hub
 from weights.pace import Pace
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SHOWN = 10  # of the names of branches and tags
 
 
 def resolve(hub: Hub, repo: str, revision: str, pace: Pace) -> str:
@@ -18,13 +20,22 @@ def resolve(hub: Hub, repo: str, revision: str, pace: Pace) -> str:
     Raises RevisionNotFound, RepositoryNotFound, Unauthorized and what else a hub can refuse.
     """
     check_repo(repo)
+    if not revision.strip():
+        raise UsageError("the revision is empty", "give a branch, tag or commit, such as main")
     if COMMIT.fullmatch(revision.lower()):
         return revision.lower()
     place = Place(repo, revision)
-    commit = pace.persist(
-        lambda: hubs.commit_of(hub, repo, revision),
-        lambda error: hubs.understand(error, hub, place, resolved=False),
-    )
+    try:
+        commit = pace.persist(
+            lambda: hubs.commit_of(hub, repo, revision),
+            lambda error: hubs.understand(error, hub, place, resolved=False),
+        )
+    except RevisionNotFound as error:
+        raise RevisionNotFound(
+            f"{error}{_there_are(hubs.names_of(hub, repo), revision)}",
+            error.next_step,
+            place=place,
+        ) from error
     if commit is None or not COMMIT.fullmatch(commit):
         raise HubRefused(
             f"{hub.host} gives {commit!r} as the commit of {place}, which is none",
@@ -32,6 +43,13 @@ def resolve(hub: Hub, repo: str, revision: str, pace: Pace) -> str:
             place=place,
         )
     return commit
+
+
+def _there_are(names: list[str], revision: str) -> str:
+    """What one may have meant: the names most like it first."""
+    like = difflib.get_close_matches(revision, names, n=SHOWN, cutoff=0.0)
+    more = f", and {len(names) - len(like)} more" if len(names) > len(like) else ""
+    return f"; its branches and tags: {', '.join(like)}{more}" if like else ""
 
 
 def check_repo(repo: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weights import manifest
-from weights.errors import Damaged, VolumeNotWritable
+from weights import manifest, publish
+from weights.errors import Damaged, NotPublished, VolumeNotWritable
 from weights.manifest import Manifest
-from weights.resolve import COMMIT
+from weights.resolve import COMMIT, check_commit, check_repo
 
 PART = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a repository's name
 # publish.py has what these are.
@@ -50,10 +50,34 @@ class Volume:
     foreign: dict[Path, str] = field(default_factory=dict)
 
 
-def scan(root: Path) -> Volume:
-    """Look at the volume, without reading more than manifests. Raises VolumeNotWritable."""
+def check_root(root: Path) -> None:
+    """Raise VolumeNotWritable unless the volume is there."""
     if not root.is_dir():
         raise VolumeNotWritable(f"{root} is no folder", "mount the volume, or correct --root")
+
+
+def published(root: Path, repo: str, commit: str) -> tuple[Path, Manifest]:
+    """The folder of a published commit, and its manifest.
+
+    Raises UsageError, VolumeNotWritable, NotPublished, Damaged (the manifest).
+    """
+    check_repo(repo)
+    check_commit(commit)
+    check_root(root)
+    folder = publish.folders(root, repo, commit).published
+    found = manifest.read(folder)
+    if found is None:
+        raise NotPublished(
+            f"{repo}@{commit} isn't published on this volume: {folder} has no {manifest.NAME}",
+            f"fetch it first: python -m weights fetch --repo {repo} --commit {commit} "
+            f"--root {root}; or correct --root",
+        )
+    return folder, found
+
+
+def scan(root: Path) -> Volume:
+    """Look at the volume, without reading more than manifests. Raises VolumeNotWritable."""
+    check_root(root)
     volume = Volume()
     _scan(root, root, volume)
     return volume

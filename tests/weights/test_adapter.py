@@ -172,11 +172,24 @@ def test_fetched_compared_and_found_again(world: World) -> None:
 
 def test_a_model_is_no_adapter_and_nothing_of_it_is_fetched(world: World) -> None:
     commit = world.commit(model())
-    command = (*world.fetch_arguments(commit), f"--adapter-of={REPO}@{commit}")
+    finish(world.start(*world.fetch_arguments(base := world.commit(model(x__txt=b"x")))), 0)
+    world.server.requests.clear()
+    command = (*world.fetch_arguments(commit), f"--adapter-of={REPO}@{base}")
     [*_, error] = finish(world.start(*command), 1)
     assert error["error"] == "NotAnAdapter"
     assert "has no adapter_config.json" in error["message"]
     assert not [r for r in world.server.requests if "/resolve/" in r.path]
+
+
+def test_its_model_must_be_published_before(world: World) -> None:
+    """Else it would be compared with nothing, and pass."""
+    lora = world.commit(lab_model.adapter_files())
+    command = (*world.fetch_arguments(lora), f"--adapter-of=lab/base@{'b' * 40}")
+    [error] = finish(world.start(*command), 1)
+    assert error["error"] == "NotPublished"
+    assert f"lab/base@{'b' * 40} isn't published on this volume" in error["message"]
+    assert "fetch it first: python -m weights fetch --repo lab/base" in error["next"]
+    assert not world.server.requests, "nothing is downloaded for it"
 
 
 @pytest.mark.parametrize("of", ["lab/model", "lab/model@main", "@", "../x@" + "a" * 40])

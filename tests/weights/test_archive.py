@@ -137,7 +137,7 @@ def test_a_fetch_finds_it_there_without_a_hub(
     assert fetched["hit"] is True and len(world.server.requests) == asked
 
 
-def test_equal_commits_give_equal_tars(world: World, commit: str, packed: Path) -> None:
+def test_packed_twice_it_is_the_same_tar(world: World, commit: str, packed: Path) -> None:
     again = packed.with_name("again.tar")
     archive.pack(world.root, REPO, commit, str(again), Reporter(io.StringIO()))
     assert again.read_bytes() == packed.read_bytes()
@@ -198,6 +198,11 @@ def test_a_damaged_file_is_mended_alone_and_others_stay(
     took(packed, there)
     after = manifest.read(folder)
     assert after and more in after.files and published(there)["config.json"] == FILES["config.json"]
+    # But not what is named there and has gone.
+    (folder / "more.txt").unlink()
+    assert not took(packed, there).hit
+    after = manifest.read(folder)
+    assert after and more not in after.files and took(packed, there).hit
 
 
 def test_two_at_once_end_whole(packed: Path, there: Path) -> None:
@@ -379,6 +384,24 @@ def test_a_damaged_commit_is_not_packed(world: World, commit: str, tmp_path: Pat
     with pytest.raises(Damaged, match=r"model\.safetensors .* was not packed"):
         archive.pack(world.root, REPO, commit, str(tmp_path / "x.tar"), Reporter(io.StringIO()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "models"]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "is a folder"),
+        ("nowhere/x.tar", "nowhere/.x.tar.partial can't be written: No such file"),
+        ("hub/x/x.tar", "Not a directory"),
+    ],
+)
+def test_where_no_tar_can_be_written_is_said_at_once(
+    world: World, commit: str, tmp_path: Path, out: str, message: str
+) -> None:
+    (tmp_path / "hub/x").touch()
+    written = io.StringIO()
+    with pytest.raises(UsageError, match=message) as raised:
+        archive.pack(world.root, REPO, commit, str(tmp_path / out), Reporter(written))
+    assert "name a file in" in raised.value.next_step and not written.getvalue()
 
 
 def test_no_space_is_said_before_the_first_byte(

@@ -69,6 +69,84 @@ def test_an_error_is_one_event_with_the_next_step_and_status_1(world: World) -> 
     assert error["next"] and error["repo"] == REPO
 
 
+A = "a" * 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resolve", "--revision", "main", "--attempts", "0"), "--attempts 0 "),
+        (("resolve", "--revision", "main", "--stall-seconds", "-1"), "--stall-seconds -1 "),
+        (("resolve", "--revision", "main", "--stall-seconds", "nan"), "--stall-seconds nan "),
+        (("resolve", "--revision", "main", "--stall-seconds", "inf"), "--stall-seconds inf "),
+        (("resolve", "--revision", " "), "the revision is empty"),
+        (("fetch", "--commit", A, "--rehash-after-days", "-3"), "--rehash-after-days -3 "),
+        (("fetch", "--commit", A, "--rehash-after-days", "nan"), "--rehash-after-days nan "),
+        (("fetch", "--commit", A, "--attempts", "-1"), "--attempts -1 "),
+        (("import", "--from", "-", "--stall-seconds", "0"), "--stall-seconds 0 "),
+    ],
+)
+def test_numbers_that_can_not_be(world: World, arguments: tuple[str, ...], message: str) -> None:
+    repo = [] if arguments[0] == "import" else ["--repo", REPO]
+    root = [] if arguments[0] == "resolve" else ["--root", str(world.root)]
+    [error] = finish(world.start(*arguments, *repo, *root), 1)
+    assert error["error"] == "UsageError" and error["message"].startswith(message)
+    assert error["next"] and not world.server.requests
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("fetch", ()), ("verify", ()), ("pack", ("--out", "x.tar")), ("list", ())],
+)
+def test_a_volume_that_is_not_there(world: World, command: str, more: tuple[str, ...]) -> None:
+    place = () if command == "list" else ("--repo", REPO, "--commit", A)
+    nowhere = str(world.root / "nowhere")
+    [error] = finish(world.start(command, *place, "--root", nowhere, *more), 1)
+    assert error["message"] == f"{nowhere} is no folder" and "correct --root" in error["next"]
+
+
+def test_what_is_not_published_says_how_to_fetch_it(world: World) -> None:
+    place = ("--repo", REPO, "--commit", A, "--root", str(world.root))
+    [error] = finish(world.start("verify", *place), 1)
+    assert error["error"] == "NotPublished"
+    assert f"python -m weights fetch {' '.join(place)}" in error["next"]
+
+
+def test_the_list_of_what_is_no_volume_is_short(world: World) -> None:
+    for number in range(100):
+        (world.root / f"file{number:03}").touch()
+    *said, result = finish(world.start("list", "--root", str(world.root)), 0)
+    assert len(result["foreign"]) == 20 and result["foreign_not_shown"] == 80
+    assert "is it the volume?" in said[0]["message"]
+
+
+def test_who_reads_no_further_sees_no_trace(world: World) -> None:
+    """As in `python -m weights … | head -1`."""
+    commit = world.commit(model())
+    process = world.start(*world.fetch_arguments(commit))
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 1
+
+
+def test_a_revision_that_is_not_there_is_told_with_those_that_are(world: World) -> None:
+    commit = world.commit(model())
+    for number in range(30):
+        world.server.hub.tag(REPO, f"v{number}-slow", commit)
+    [error] = finish(world.start("resolve", "--repo", REPO, "--revision", "v2-slo"), 1)
+    assert error["error"] == "RevisionNotFound"
+    named, more = error["message"].split("its branches and tags: ")[1].split(", and ")
+    assert named.split(", ")[0] == "v2-slow" and len(named.split(", ")) == 10
+    assert more == "21 more"
+
+
+def test_the_names_are_left_out_where_the_hub_does_not_give_them(world: World) -> None:
+    world.commit(model())
+    world.server.faults.add(Fault(where="api", after=1, status=500))
+    [error] = finish(world.start("resolve", "--repo", REPO, "--revision", "nope"), 1)
+    assert error["error"] == "RevisionNotFound" and "branches and tags" not in error["message"]
+
+
 def test_the_token_is_in_no_output(world: World) -> None:
     commit = world.commit(model())
     world.server.faults.add(Fault(where="get", status=500, body=f"you sent {CANARY}"))
