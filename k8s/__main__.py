@@ -11,6 +11,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 
 import yaml
@@ -39,10 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        return _run(args)
+        status = _run(args)
+        sys.stdout.flush()
+        return status
     except (CatalogError, PoolError, KubernetesError) as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads it (`head`, `less`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return 128 + signal.SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:

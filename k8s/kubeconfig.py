@@ -1,7 +1,12 @@
 """Where the API server is, and who we are there: from a kubeconfig or the Pod's own account."""
 
+import logging
 import os
+import shlex
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +98,9 @@ def _from_pod() -> Account:
 
 def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
     where = ", ".join(map(str, paths))
-    try:
-        merged = KubeConfigMerger(os.pathsep.join(map(str, paths))).config
-        contexts = [entry["name"] for entry in merged["contexts"].value]
-        chosen = context or merged.safe_get("current-context")
-    except _BROKEN as error:
-        raise ConfigError(f"{where} isn't a kubeconfig: {error}") from error
+    files = [_read(path) for path in paths]
+    contexts = _named(files, "context")
+    chosen = context or next(filter(None, (file.get("current-context") for file in files)), None)
     there_are = f"it has: {', '.join(contexts) or 'none'}"
     if not chosen:
         raise ConfigError(
@@ -113,16 +115,89 @@ def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
     described = f"context {chosen!r} of {where}"
     configuration = Configuration()
     try:
-        loader = KubeConfigLoader(merged, active_context=chosen, config_base_path=None)
-        loader.load_and_set(configuration)
-        cluster = merged["clusters"].get_with_name(loader.current_context["context"]["cluster"])
-        if not cluster["cluster"]["server"]:
-            raise ValueError("the cluster has no server")
+        _require_server(_part_of(contexts[chosen], "cluster", files))
+        user = _part_of(contexts[chosen], "user", files) if contexts[chosen].get("user") else {}
+        login = _login_of(user)
+        with _overheard() as said:
+            merged = KubeConfigMerger(os.pathsep.join(map(str, paths))).config
+            loader = KubeConfigLoader(merged, active_context=chosen, config_base_path=None)
+            loader.load_and_set(configuration)
+        if login and not configuration.api_key and not configuration.cert_file:
+            raise ConfigError(
+                f"{described}: the login program of user {contexts[chosen]['user']!r} failed: "
+                f"{_why(said)}{login.hint}. Try it by hand: {login.command}"
+            )
         _require_certificates(configuration)
-        _require_login(merged, loader.current_context["context"].get("user"), configuration)
     except _BROKEN as error:
-        raise ConfigError(f"{described} can't be used: {error}") from error
+        raise ConfigError(
+            f"{described} can't be used: {_in_words(error)}. Correct that file, or set KUBECONFIG "
+            "to another one."
+        ) from error
     return Account(_set_up(configuration), described)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A kubeconfig whose lists have the form that they must have. Raises ConfigError."""
+    why = ""
+    found: Any = None
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark
+        place = f" in line {at.line + 1}, column {at.column + 1}" if at else ""
+        why = f"it is no YAML: {error.problem}{place}"
+    except (yaml.YAMLError, UnicodeDecodeError):
+        why = "it is no text"
+    except OSError as error:
+        why = f"it can't be read: {error.strerror}"
+    else:
+        if not isinstance(found, dict):
+            why = "it is empty" if found is None else "it has no `contexts`, `clusters` and `users`"
+        for part in ("context", "cluster", "user") if not why else ():
+            if not _is_list_of(found.get(f"{part}s"), part):
+                why = f"its `{part}s` are no list of entries with `name` and `{part}`"
+    if why:
+        raise ConfigError(
+            f"{path} isn't a kubeconfig: {why}. Correct it, or set KUBECONFIG to the file of your "
+            "cluster."
+        )
+    return dict(found)
+
+
+def _is_list_of(entries: Any, part: str) -> bool:
+    return entries is None or (
+        isinstance(entries, list)
+        and all(isinstance(entry, dict) for entry in entries)
+        and all(isinstance(entry.get("name"), str) for entry in entries)
+        and all(isinstance(entry.get(part) or {}, dict) for entry in entries)
+    )
+
+
+def _named(files: list[dict[str, Any]], part: str) -> dict[str, dict[str, Any]]:
+    """The entries of all files by name. Of two with one name the first counts, as for kubectl."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for entry in file.get(f"{part}s") or ():
+            found.setdefault(entry["name"], entry.get(part) or {})
+    return found
+
+
+def _part_of(context: dict[str, Any], part: str, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the context names. Raises ValueError."""
+    name, there = context.get(part), _named(files, part)
+    if not name:
+        raise ValueError(f"it names no {part}")
+    if name not in there:
+        raise ValueError(f"there is no {part} {name!r} (but: {', '.join(there) or 'none'})")
+    return there[name]
+
+
+def _require_server(cluster: dict[str, Any]) -> None:
+    server = cluster.get("server")
+    if not server:
+        raise ValueError("its cluster has no server")
+    if not str(server).startswith(("https://", "http://")):
+        raise ValueError(f"server {server!r} is no address such as https://10.0.0.1:6443")
 
 
 def _require_certificates(configuration: Configuration) -> None:
@@ -131,22 +206,77 @@ def _require_certificates(configuration: Configuration) -> None:
     try:
         if configuration.ssl_ca_cert:
             context.load_verify_locations(configuration.ssl_ca_cert)
+    except OSError as error:
+        raise ValueError(f"its cluster's certificates can't be read: {_in_words(error)}") from error
+    try:
         if configuration.cert_file:
             context.load_cert_chain(configuration.cert_file, configuration.key_file)
     except OSError as error:
-        raise ValueError(f"its certificates or keys can't be read: {error}") from error
+        raise ValueError(
+            f"its user's certificate and key can't be read: {_in_words(error)}"
+        ) from error
 
 
-def _require_login(merged: Any, user: str | None, configuration: Configuration) -> None:
-    """The library only logs that a login program failed, and goes on as nobody."""
-    entry = (
-        merged["users"].get_with_name(user, safe=True) if user and len(merged["users"]) else None
-    )
-    if not entry or not entry.value.get("user"):
-        return
-    if "exec" in entry["user"] and not configuration.api_key and not configuration.cert_file:
-        command = entry["user"]["exec"]["command"]
-        raise ValueError(f"the login program of user {user!r} failed; try it by hand: {command}")
+def _in_words(error: Exception) -> str:
+    """What went wrong, without numbers and places in the source of libraries."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "no PEM").replace("_", " ").lower()
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return str(error)
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """What kubernetes.config logs in this thread, which is not printed: it goes on as nobody when
+    a login program fails, and says why only there.
+    """
+    said: list[str] = []
+    thread = threading.get_ident()
+
+    def hear(record: logging.LogRecord) -> bool:
+        if record.module != KubeConfigLoader.__module__.rpartition(".")[2]:
+            return True
+        if record.thread != thread:
+            return True
+        said.append(record.getMessage())
+        return False
+
+    logging.getLogger().addFilter(hear)
+    try:
+        yield said
+    finally:
+        logging.getLogger().removeFilter(hear)
+
+
+@dataclass(frozen=True)
+class _Login:
+    """The login program of a user, as a command to type, and the kubeconfig's own hint."""
+
+    command: str
+    hint: str
+
+
+def _login_of(user: dict[str, Any]) -> _Login | None:
+    login = user.get("exec")
+    if not login:
+        return None
+    if not isinstance(login, dict) or not login.get("command"):
+        raise ValueError("its user's `exec` has no `command`")
+    command = shlex.join([str(login["command"]), *map(str, login.get("args") or ())])
+    hint = str(login.get("installHint") or "").strip()
+    return _Login(command, f". {hint}" if hint else "")
+
+
+def _why(said: list[str]) -> str:
+    """Why a login program failed, from the library's words."""
+    why = said[-1].removeprefix("exec: ") if said else "it gave neither token nor certificate"
+    if why.startswith("[Errno"):
+        return why.partition("] ")[2]
+    if why.startswith("failed to decode"):
+        return "what it printed is no ExecCredential"
+    # On a terminal the program's own words go there, and the library falls over their absence.
+    return "it says why above" if "NoneType" in why else why.rstrip(".")
 
 
 def _set_up(configuration: Configuration) -> Configuration:

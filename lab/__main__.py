@@ -1,6 +1,7 @@
 """`python -m lab build | up | status | env`: set the lab up, run one, see which run."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status()
             case "env":
                 settings(options.name)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it (`head`, `less`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return 128 + signal.SIGPIPE
     except (labs.LabError, SetupError, model.ModelError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

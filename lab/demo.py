@@ -78,13 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with a_lab(options.lab, options.engine) as lab:
             play(lab, options.engine)
+        print(f"\ndemo: as planned, in {time.monotonic() - started:.0f} s.")
+    except BrokenPipeError:  # who reads it (`head`, `less`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return 128 + signal.SIGPIPE
     except (DemoFailed, labs.LabError) as error:
         print(f"\ndemo: FAILED: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)
         return 130
-    print(f"\ndemo: as planned, in {time.monotonic() - started:.0f} s.")
     return 0
 
 

@@ -36,8 +36,16 @@ class _Interrupted(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Runs one benchmark, or compares two; returns the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["compare"]:
-        return _compare(given[1:])
+    try:
+        status = _compare(given[1:]) if given[:1] == ["compare"] else _benchmark(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it (`head`, `less`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def _benchmark(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests", description=__doc__)
     parser.add_argument("--profile", type=Path, required=True, help="JSON file, see profile.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for result and raw rows")

@@ -1,5 +1,8 @@
 """The command line: python -m k8s render, diff, platform."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from tests.k8s.manifests import rendered
 from tests.k8s.test_rollout import cluster, model
 
 __all__ = ["cluster", "model"]
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +59,18 @@ def test_render(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert programs == [["weights", "resolve"], ["weights", "fetch"], ["loadtests", "--profile"]]
     assert "b" * 40 in objects[0]["spec"]["template"]["spec"]["containers"][0]["args"][0]
+
+
+def test_who_reads_no_further_sees_no_trace() -> None:
+    """As in `python -m k8s render … | head -1`."""
+    command = [sys.executable, "-m", "k8s", "render", "smollm2-135m", "--cluster", "lab"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (said, process.returncode) == ("", 128 + signal.SIGPIPE)
 
 
 def test_adapters_are_shown(
