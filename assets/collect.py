@@ -42,6 +42,7 @@ def collect_weights(
 ) -> None:
     """Ask the cluster what is in use, and let a Job in it remove the rest, by age and by space."""
     try:
+        check(config)
         done, uses = run(context, config, catalog().cluster(cluster.name))
     except KNOWN as error:
         raise PromotionFailed(str(error)) from None
@@ -55,6 +56,20 @@ def collect_weights(
             **{name: dg.MetadataValue.text(str(value)) for name, value in result.items()},
         }
     )
+
+
+def check(config: CollectConfig) -> None:
+    """Raise Refused for what the Job would refuse, before anything is asked of the cluster."""
+    # Here, since all of huggingface_hub comes with it.
+    from weights.collect import policy
+    from weights.errors import UsageError
+
+    try:
+        policy([], config.older_than_days, config.free)
+    except UsageError as error:
+        said = f"{error}; {error.next_step}"
+        said = said.replace("--older-than", "older_than_days").replace("--free", "free")
+        raise Refused(f"ops: collect_weights: config: {said}") from None
 
 
 def run(

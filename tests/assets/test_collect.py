@@ -1,5 +1,6 @@
 """The job `collect` against a real API server; the node that runs its Job is simulated."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -138,14 +139,39 @@ def test_an_error_of_the_program_is_one_message(
 ) -> None:
     def fails(pod: SimulatedPod) -> None:
         pod.start()
-        pod.say(event="error", error="UsageError", message="--free lots is no size", next="x")
+        pod.say(event="error", error="Damaged", message="the volume is on fire", next="x")
         pod.end(1)
 
     play(node, client, fails)
-    result = execute(free="lots", dry_run=False)
+    result = execute(dry_run=False)
     assert not result.success
-    assert "--free lots is no size" in message(result)
+    assert "the volume is on fire" in message(result)
     assert holder(client) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"older_than_days": -1}, "older_than_days -1 is no age; give days, 0 or more"),
+        ({"older_than_days": math.nan}, "older_than_days nan is no age"),
+        ({"free": "lots"}, "free lots is no size; give bytes, or say 50GiB or 50GB"),
+        ({"free": "-5GB"}, "free -5GB is no size"),
+        (
+            {"older_than_days": None},
+            "nothing says what to remove; give older_than_days DAYS, free SIZE, or both",
+        ),
+    ],
+)
+def test_what_can_not_be_is_refused_before_the_cluster_is_asked(
+    execute: Callable[..., dg.ExecuteInProcessResult],
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, object],
+    why: str,
+) -> None:
+    monkeypatch.setattr(module, "connect", lambda _: pytest.fail("it asks the cluster"))
+    result = execute(**config)
+    assert not result.success
+    assert f"ops: collect_weights: config: {why}" in message(result)
 
 
 def test_a_record_that_can_not_be_read_starts_no_job(

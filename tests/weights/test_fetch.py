@@ -116,6 +116,21 @@ def test_other_patterns_add_to_what_is_published(world: World) -> None:
     assert world.gets("model.safetensors") == 1
 
 
+def test_a_lost_file_of_an_earlier_selection_is_not_promised(world: World) -> None:
+    commit = world.commit(model(extra__txt=b"more"))
+    world.fetch(commit)
+    for name in ("extra.txt", "config.json"):
+        (world.root / REPO / commit / name).unlink()
+    world.events.clear()
+    assert world.fetch(commit, ignore=("*.txt",)).files == 3
+    assert world.published(commit) == model()
+    said = messages(world)
+    assert f"extra.txt of {REPO}@{commit} was of an earlier selection only" in said
+    assert f"config.json of {REPO}@{commit} is missing" in said
+    assert said.count("earlier selection") == 1
+    assert world.fetch(commit, ignore=("*.txt",)).hit
+
+
 def test_two_commits_lie_side_by_side(world: World) -> None:
     first = world.commit(model())
     second = world.commit(model(extra__txt=b"second"))
