@@ -140,7 +140,7 @@ def go_live(
     promotion.log.info(promotion.decided_by)
     with promotion.only_warns(f"Ending {old} is left to the next run"):
         if old is not None and old != release.slot:
-            drained = traffic.drain(client, model, old, progress=promotion.say)
+            drained = traffic.drain(client, model, old, progress=promotion.say, check=check)
             promotion.say(
                 f"{model.name}-{old} drained in {drained.seconds:.1f} s, "
                 f"{drained.running_at_end:g} requests left; it is the rollback's target"

@@ -23,8 +23,10 @@ def finish_move(
     """Write the record that was announced, if users did move, and lower the replicas' minimum
     that was raised for the move. Hold the model's Lease. Raises KubernetesError.
     """
-    promoted = live_promotion(client, model)
     announced = records.announced(client, model)
+    if announced is not None:
+        traffic.settle(client, model)
+    promoted = live_promotion(client, model)
     if announced is not None and announced.promotion == promoted:
         records.write(client, announced)
         records.stamp(client, announced)

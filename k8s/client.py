@@ -78,18 +78,23 @@ class Client:
     def apply(
         self, obj: Obj, *, dry_run: bool = False, force: bool = False, manager: str = FIELD_MANAGER
     ) -> Obj:
-        """Server-side apply; unknown fields are refused. Raises Conflict with the owned fields."""
+        """Server-side apply; unknown fields are refused. Raises Conflict with the owned fields.
+
+        A metadata.resourceVersion in it is a precondition: Conflict, with no fields.
+        """
         query = {"fieldManager": manager, "fieldValidation": "Strict"}
         if force:
             query["force"] = "true"
         if dry_run:
             query["dryRun"] = "All"
         kind, name, namespace = _identity(obj)
-        return _despite_conflicts(
-            lambda: self._call(
+
+        def once() -> Obj:
+            return self._call(
                 "apply", "PATCH", kind, name, namespace, query=query, body=obj, content_type=_APPLY
             )
-        )
+
+        return once() if "resourceVersion" in obj["metadata"] else _despite_conflicts(once)
 
     def create(self, obj: Obj) -> Obj:
         """Create. Raises AlreadyExists; a create whose answer was lost is recognised."""

@@ -1,6 +1,7 @@
 """Wait until a candidate is ready and stays so; stop as soon as it can't come up any more."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -39,6 +40,7 @@ class Watched:
     client: Client
     release: Release
     progress: Progress
+    failed_before: Collection[str]
     started: float = field(default_factory=time.monotonic)
     engine_since: float | None = None
     unschedulable_since: float | None = None
@@ -54,18 +56,22 @@ class Watched:
             self.progress(message)
 
 
-def wait_until_ready(client: Client, release: Release, progress: Progress) -> tuple[Obj, str]:
+def wait_until_ready(
+    client: Client, release: Release, progress: Progress, failed_before: Collection[str]
+) -> tuple[Obj, str]:
     """The Pod that is ready and stayed so for rollout.soak_seconds, and its template's hash.
 
-    Raises ConditionFailed, WaitTimeout.
+    `failed_before`: uids of Failed Pods of the slot that were there before it was applied. Raises
+    ConditionFailed, WaitTimeout.
     """
-    watched = Watched(client, release, progress)
+    watched = Watched(client, release, progress, failed_before)
     soak = release.model.rollout.soak_seconds
     ready_since: float | None = None
     soaking = ""
     while True:
-        deployment = client.get("Deployment", release.name)
-        template = slots.template_hash(client, release.model, release.slot, deployment)
+        # Even a new annotation makes the Deployment look changed, until its controller has looked.
+        found = slots.settled(client, release.model, release.slot)
+        deployment, template = found or (client.get("Deployment", release.name), None)
         pod = _look(watched, deployment, template)
         now = time.monotonic()
         if pod is not None and template and _is_done(deployment, pod):
@@ -74,12 +80,12 @@ def wait_until_ready(client: Client, release: Release, progress: Progress) -> tu
                 ready_since, soaking = now, mark
                 watched.say(f"Pod {pod['metadata']['name']}: ready, watched for {soak:g} s")
             elif mark != soaking:
-                raise ConditionFailed(_unsteady(watched, pod))
+                raise ConditionFailed(_unsteady(watched, pod, template))
             if now - ready_since >= soak:
                 _unmark(watched, pod)
                 return pod, template
         elif ready_since is not None:
-            raise ConditionFailed(_unsteady(watched, pod))
+            raise ConditionFailed(_unsteady(watched, pod, template))
         else:
             _check_deadline(watched, pod, now)
         time.sleep(LOOK_SECONDS)
@@ -107,17 +113,20 @@ def _look(watched: Watched, deployment: Obj, template: str | None) -> Obj | None
     if template is None:
         watched.say(f"Deployment {name}: waiting for its controller")
         return None
-    found = slots.pods(
-        watched.client, watched.release.model, watched.release.slot, {slots.TEMPLATE_HASH: template}
-    )
-    failed = [pod for pod in found if pod["status"].get("phase") == "Failed"]
+    model, slot = watched.release.model, watched.release.slot
+    failed = [
+        pod
+        for pod in slots.failed_pods(watched.client, model, slot)
+        if pod["metadata"]["uid"] not in watched.failed_before
+        and pod["metadata"]["labels"].get(slots.TEMPLATE_HASH) == template
+    ]
     if len(failed) >= SAME_EXITS:
         status = failed[0]["status"]
         raise ConditionFailed(
             f"Pod {failed[0]['metadata']['name']} of {name}: {status.get('reason')}: "
             f"{status.get('message')}"
         )
-    running = [pod for pod in found if pod not in failed]
+    running = slots.pods(watched.client, model, slot, {slots.TEMPLATE_HASH: template})
     if not running:
         watched.say(f"Deployment {name}: waiting for its Pod")
         return None
@@ -264,8 +273,13 @@ def _check_deadline(watched: Watched, pod: Obj | None, now: float) -> None:
         )
 
 
-def _unsteady(watched: Watched, pod: Obj | None) -> str:
+def _unsteady(watched: Watched, pod: Obj | None, template: str | None) -> str:
     soak = watched.release.model.rollout.soak_seconds
+    if template is None:
+        return (
+            f"{watched.release.name} was ready, but the controller manager has not looked at it "
+            f"for {slots.SETTLE_SECONDS:.0f} s. Is it running?"
+        )
     if pod is None:
         return f"{watched.release.name} was ready, but its Pod went away within {soak:g} s"
     words = engine_log.last_words(_tail(watched, pod, ENGINE, previous=_restarts(pod) > 0))

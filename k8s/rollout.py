@@ -140,11 +140,12 @@ def roll_out(
             progress(f"Deployment {name}: what is left of an earlier promotion is ended")
             client.scale("Deployment", name, 0)
     progress(f"Deployment {name}: applying commit {release.commit[:12]}")
+    failed = {pod["metadata"]["uid"] for pod in slots.failed_pods(client, model, release.slot)}
     client.apply(manifests.deployment(release))
     client.apply(manifests.pdb(release))
     if client.get("Deployment", name)["spec"].get("replicas") != 1:
         client.scale("Deployment", name, 1)
-    pod, template = readiness.wait_until_ready(client, release, progress)
+    pod, template = readiness.wait_until_ready(client, release, progress, failed)
     fence.pass_gate(
         client, release, "weights", f"serves {release.weights_path}", template_hash=template
     )
@@ -200,6 +201,7 @@ def abandon(
 
     Idempotent. Does all that it can, then raises KubernetesError with what failed.
     """
+    traffic.settle(client, model)
     live = traffic.live_slot(client, model)
     todo = _Todo(progress)
     todo.try_(lambda: _end_jobs(client, model, lambda of: of == promotion))
@@ -323,9 +325,11 @@ def _bring_back(
     if deployment is None or aside is None or not whose(aside.promotion):
         return []
     name, replicas = slot_name(model, live), aside.replicas
-    keda.unpause(client, model, live)
-    if not deployment["spec"].get("replicas"):
-        client.scale("Deployment", name, replicas)
+    try:
+        keda.unpause(client, model, live)
+    finally:  # users wait for the replicas, with autoscaling or without
+        if not deployment["spec"].get("replicas"):
+            client.scale("Deployment", name, replicas)
     forget = {"metadata": {"annotations": {STANDING_ASIDE: None}}}
     client.patch("Deployment", name, forget)
     progress(f"Deployment {name}: live again with {replicas} replicas, once they have started")
@@ -347,14 +351,19 @@ def _wait_for_live(client: Client, model: ModelSpec, live: Slot, progress: Progr
 
 
 def _refuse_lost_service(client: Client, model: ModelSpec, live: Slot | None) -> None:
-    """Without the Service nobody can tell which slot is live, and the wrong one might be ended."""
-    if live is not None:
+    """Where the Service leads to nobody, the slot that it should lead to must not be ended."""
+    if live is not None and traffic.ready_replicas(client, model, live):
         return
     current, _ = records.read(client, model)
-    if current is not None and traffic.ready_replicas(client, model, current.slot):
+    if current is None or current.slot == live:
+        return
+    if traffic.ready_replicas(client, model, current.slot):
+        state = (
+            f"selects slot {live}, which has no ready Pod" if live else "is gone or selects no slot"
+        )
         raise ConditionFailed(
             f"the record says that slot {current.slot} of {model.name} is live, and it runs, but "
-            f"Service {model.object_name} is gone or selects no slot. Restore it: "
+            f"Service {model.object_name} {state}. Restore it: "
             + traffic.service_command(model, current.cluster, current.slot)
         )
 

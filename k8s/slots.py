@@ -76,13 +76,27 @@ def settled(client: Client, model: ModelSpec, slot: Slot) -> tuple[Obj, str] | N
 def pods(
     client: Client, model: ModelSpec, slot: Slot, labels: dict[str, str] | None = None
 ) -> list[Obj]:
-    """The slot's Pods (with these labels) that are not on their way out, newest first."""
+    """The slot's Pods (with these labels) that may serve: neither at their end nor on their way
+    out. Newest first.
+    """
     found = [
         pod
         for pod in client.list("Pod", labels=engine_selector(model, slot) | (labels or {}))
-        if "deletionTimestamp" not in pod["metadata"]
+        if "deletionTimestamp" not in pod["metadata"] and not _has_ended(pod)
     ]
     return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
+
+
+def failed_pods(client: Client, model: ModelSpec, slot: Slot) -> list[Obj]:
+    """The slot's Pods that were evicted or never admitted. They stay until someone deletes them,
+    also when the slot is scaled to 0.
+    """
+    found = client.list("Pod", labels=engine_selector(model, slot))
+    return [pod for pod in found if pod.get("status", {}).get("phase") == "Failed"]
+
+
+def _has_ended(pod: Obj) -> bool:
+    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
 
 
 def condition(obj: Obj, kind: str) -> Obj:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from catalog import ClusterSpec, ModelSpec
 from k8s import keda, manifests, pod_http, prometheus, slots
@@ -16,7 +17,7 @@ from k8s.errors import (
     WaitTimeout,
 )
 from k8s.manifests import Slot
-from k8s.manifests.release import PORT, SLOT, SLOTS, STANDING_ASIDE, other_slot, slot_name
+from k8s.manifests.release import PORT, SETTLED, SLOT, SLOTS, STANDING_ASIDE, other_slot, slot_name
 from k8s.manifests.scaling import RUNNING, WAITING
 from k8s.wait import Progress
 
@@ -25,6 +26,7 @@ ENDPOINTS_SECONDS = 60.0
 # silent between two requests: so a slot counts as empty only after this many looks at 0.
 QUIET_LOOKS = 5
 LOOK_SECONDS = 1.0
+SELECT_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -79,25 +81,69 @@ def switch(
         )
     before = live_slot(client, model)
     progress(f"Service {model.object_name}: from slot {before} to {slot}")
-    check()
-    apply_service(client, model, cluster, slot)
+    _select(client, model, cluster, slot, check)
     try:
         _wait_for_endpoints(client, model, slot, progress, check)
     except LeaseLost:
         raise
     except BaseException:
         if before is not None and before != slot:
-            apply_service(client, model, cluster, before)
+            _select(client, model, cluster, before, check)
         raise
 
 
-def apply_service(
-    client: Client, model: ModelSpec, cluster: ClusterSpec, slot: Slot, *, dry_run: bool = False
+def _select(
+    client: Client,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    slot: Slot,
+    check: Callable[[], None],
 ) -> None:
-    """Apply the Service with this slot. Raises Conflict if its selector is someone else's."""
+    """Apply the Service with this slot if it still is as it was seen, so that a write that takes
+    longer than its answer is waited for can be refused (settle).
+    """
+    for tries_left in reversed(range(SELECT_TRIES)):
+        service = client.find("Service", model.object_name)
+        version = service["metadata"]["resourceVersion"] if service else None
+        check()
+        try:
+            apply_service(client, model, cluster, slot, version=version)
+            return
+        except Conflict as error:
+            if error.fields or not tries_left:
+                raise
+
+
+def settle(client: Client, model: ModelSpec) -> None:
+    """From now on a move whose answer never came, and that is still on its way, is refused: it
+    wants the Service as it was. Call before asking which slot is live, to end the other one.
+    """
+    if client.find("Service", model.object_name) is not None:
+        now = {"metadata": {"annotations": {SETTLED: str(time.time_ns())}}}
+        client.patch("Service", model.object_name, now)
+
+
+def apply_service(
+    client: Client,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    slot: Slot,
+    *,
+    dry_run: bool = False,
+    version: str | None = None,
+) -> None:
+    """Apply the Service with this slot; if there is a `version`, only to the one that has it.
+
+    Raises Conflict if its selector is someone else's.
+    """
+    service = manifests.service(model, cluster, slot)
+    if version is not None:
+        service["metadata"]["resourceVersion"] = version
     try:
-        client.apply(manifests.service(model, cluster, slot), dry_run=dry_run)
+        client.apply(service, dry_run=dry_run)
     except Conflict as error:
+        if version is not None and not error.fields:
+            raise
         live = live_slot(client, model)
         # Nobody knows whom a Service without a slot leads to: taking it over would cut them off.
         hand_over = (
@@ -153,16 +199,20 @@ def _ready_endpoints(client: Client, model: ModelSpec) -> set[str]:
 
 
 def drain(
-    client: Client, model: ModelSpec, slot: Slot, *, progress: Progress = lambda _: None
+    client: Client,
+    model: ModelSpec,
+    slot: Slot,
+    *,
+    progress: Progress = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Drain:
     """Let the requests of the old slot end, then scale it to 0 and keep it for a rollback.
 
     Ends when its Pods have had no request for some seconds, or after rollout.drain_seconds: what
-    runs then still has the Pods' own grace (vLLM's --shutdown-timeout). Raises ConditionFailed
-    for the live slot.
+    runs then still has the Pods' own grace (vLLM's --shutdown-timeout). `check` raises LeaseLost
+    when the model is another run's. Raises ConditionFailed for the live slot.
     """
-    if live_slot(client, model) == slot:
-        raise ConditionFailed(f"slot {slot} of {model.name} is live: it can't be drained")
+    _refuse_live(client, model, slot)
     start = time.monotonic()
     running, quiet, said = 0.0, 0, ""
     while time.monotonic() - start < model.rollout.drain_seconds and quiet < QUIET_LOOKS:
@@ -176,10 +226,18 @@ def drain(
             progress(state)
             said = state
         time.sleep(LOOK_SECONDS)
-    keda.remove(client, model, slot, progress=progress)
-    scale_to_zero(client, model, slot)
+    # This process may have been stopped meanwhile, and another run have gone live here.
+    for end in (partial(keda.remove, progress=progress), scale_to_zero):
+        _refuse_live(client, model, slot)
+        check()
+        end(client, model, slot)
     progress(f"{slot_name(model, slot)}: scaled to 0, kept for a rollback")
     return Drain(slot, time.monotonic() - start, 0.0 if quiet >= QUIET_LOOKS else running)
+
+
+def _refuse_live(client: Client, model: ModelSpec, slot: Slot) -> None:
+    if live_slot(client, model) == slot:
+        raise ConditionFailed(f"slot {slot} of {model.name} is live: it can't be drained")
 
 
 def in_flight(client: Client, pods: list[Obj]) -> float | None:

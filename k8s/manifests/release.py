@@ -19,6 +19,7 @@ COMMIT = f"{DOMAIN}/commit"
 WEIGHTS = f"{DOMAIN}/weights"  # on a download Job: the weights_key of what it publishes
 GATE = f"{DOMAIN}/gate."  # annotation prefix: gate.<name>
 RECORD = f"{DOMAIN}/record"  # on a slot that is or was live: sha256:<digest> of its record
+SETTLED = f"{DOMAIN}/settled"  # on a Service: when late moves of it were last refused, ns
 STANDING_ASIDE = f"{DOMAIN}/standing-aside"  # on a live slot that made room (strategy recreate)
 CLIENT_NAMESPACE = f"{DOMAIN}/client"  # label of a namespace whose Pods may call the engines
 

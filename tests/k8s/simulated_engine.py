@@ -63,6 +63,11 @@ class EnginePod:
         self._last = {"terminated": ended}
         self._report({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}})
 
+    def fails(self, reason: str) -> None:
+        """The kubelet evicts the Pod, or doesn't admit it."""
+        self.ready = False
+        patch_status(self.client, self.name, {"phase": "Failed", "reason": reason})
+
     def _report(self, state: Obj) -> None:
         restarts = len([run for run in self.runs if run.ended])
         ready = "True" if self.ready else "False"

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from k8s.kinds import KINDS, Kind
 from k8s.manifests import Release, Slot
 from k8s.manifests.release import COMMIT, GATE, PROMOTION, STANDING_ASIDE, weights_key
 from k8s.records import PromotionRecord
+from tests.k8s.api_faults import Fault, FaultyApi
 from tests.k8s.simulated_engine import DIGEST, EnginePod, comes_up, playing, unschedulable
 from tests.k8s.simulated_node import SimulatedNode
 
@@ -87,6 +89,13 @@ def refused(
         rollout.roll_out(client, release)
     assert time.monotonic() - start < 15
     return str(error.value)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 # Up
@@ -232,6 +241,52 @@ def test_ready_and_then_not(client: Client, node: SimulatedNode, release: Releas
     why = refused(client, node, release, script)
     assert "was ready, but not for 1 s" in why
     assert "lost its GPU" in why
+
+
+def test_pods_that_failed_long_ago_count_no_more(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    """Evicted Pods stay, and the same commit in the same slot has the same template."""
+    with playing(node, release, comes_up) as pods:
+        rollout.roll_out(client, release)
+        for evicted in range(readiness.SAME_EXITS):
+            pods[evicted].fails("Evicted")
+            wait_for(lambda: len(pods) > evicted + 1)  # noqa: B023
+            wait_for(lambda: traffic.ready_replicas(client, release.model, "blue") == 1)
+        assert len(slots.failed_pods(client, release.model, "blue")) == readiness.SAME_EXITS
+        serving = slots.pods(client, release.model, "blue")
+        assert [pod["metadata"]["name"] for pod in serving] == [pods[-1].name]
+        traffic.scale_to_zero(client, release.model, "blue")
+        wait_for(lambda: not slots.pods(client, release.model, "blue"))
+        back = replace(release, promotion="run-rollback")
+        assert rollout.roll_out(client, back).pod == pods[-1].name
+
+
+def test_pods_that_fail_in_the_rollout_refuse_it(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    why = refused(
+        client,
+        node,
+        release,
+        lambda engine: engine.fails("UnexpectedAdmissionError"),
+    )
+    assert "UnexpectedAdmissionError" in why
+
+
+def test_an_annotation_while_it_is_watched_is_no_change(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    def annotate(line: str) -> None:
+        if "ready, watched for" not in line:
+            return
+        # For so long that some look at it comes before the controller's.
+        for number in range(50):
+            note = {"metadata": {"annotations": {"team/note": str(number)}}}
+            threading.Timer(0.01 * number, client.patch, ["Deployment", release.name, note]).start()
+
+    with playing(node, release, comes_up) as pods:
+        assert rollout.roll_out(client, release, progress=annotate).pod == pods[0].name
 
 
 def test_a_restart_while_it_is_watched(
@@ -580,6 +635,19 @@ def test_a_pause_that_does_not_end_is_said(
     assert replicas(client, green) == 1, "brought back all the same"
 
 
+def test_an_outage_ends_also_where_keda_can_not_be_told(
+    client: Client, faulty: Client, faults: FaultyApi, release: Release
+) -> None:
+    green = live(client, release, "green", "run-0")
+    client.scale("Deployment", green, 2)
+    rollout._stand_aside(client, release.model, "green", "run-1", lambda _: None)
+    faults.add(Fault(r"PATCH .*/scaledobjects/", times=100, status=500))
+    with pytest.raises(KubernetesError, match="fault of the test proxy"):
+        rollout.abandon(faulty.within(1.0), release.model, "run-1")
+    assert replicas(client, green) == 2
+    assert slots.standing_aside(client.get("Deployment", green)), "the rest is tried again"
+
+
 class keda_stand_in:  # noqa: N801
     """Makes the HPA that KEDA would make."""
 
@@ -654,6 +722,18 @@ def test_a_lost_service_is_not_taken_for_nothing_live(
         with pytest.raises(ConditionFailed, match=r"Service .* is gone") as error:
             rollout.reap(client, release.model, "run-2")
     assert "--cluster lab --slot blue --kind Service |" in str(error.value)
+
+
+def test_a_service_that_leads_to_nobody_does_not_end_who_could_serve(
+    client: Client, node: SimulatedNode, release: Release
+) -> None:
+    with playing(node, release, comes_up):
+        result = rollout.roll_out(client, release)
+        records.write(client, record(release, result.template_hash))
+        traffic.apply_service(client, release.model, release.cluster, "green")
+        with pytest.raises(ConditionFailed, match="selects slot green, which has no ready Pod"):
+            rollout.reap(client, release.model, "run-2")
+        assert replicas(client, release.name) == 1
 
 
 def record(release: Release, template: str, promotion: str = "run-1") -> PromotionRecord:

@@ -8,8 +8,9 @@ import pytest
 from catalog import ClusterSpec, ModelSpec
 from k8s import manifests, slots, traffic
 from k8s.client import Client
-from k8s.errors import ConditionFailed, Conflict, LeaseLost, WaitTimeout
+from k8s.errors import ConditionFailed, Conflict, LeaseLost, Unreachable, WaitTimeout
 from k8s.manifests import Release, Slot
+from tests.k8s.api_faults import Fault, FaultyApi
 from tests.k8s.simulated_engine import comes_up, playing
 from tests.k8s.simulated_node import SimulatedNode
 from tests.k8s.stub_engine import StubEngine, serving
@@ -251,3 +252,96 @@ def test_the_live_slot_is_never_drained(
     traffic.apply_service(client, model, cluster, "blue")
     with pytest.raises(ConditionFailed, match="is live"):
         traffic.drain(client, model, "blue")
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_drain_that_was_stopped_leaves_who_went_live_there_alone(
+    client: Client,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    scaled: bool,
+) -> None:
+    """Ctrl-Z, and another run promotes meanwhile."""
+    release = up(client, model, cluster, "blue")
+    client.scale("Deployment", release.name, 1)
+    traffic.apply_service(client, model, cluster, "green")
+    thresholds = manifests.Thresholds(in_flight=4, waiting=1, headroom=0.9, lead_seconds=60.0)
+    looks = []
+
+    def in_flight(*_: object) -> float:
+        looks.append(1)
+        if len(looks) == 2:
+            traffic.apply_service(client, model, cluster, "blue")
+            if scaled:
+                client.apply(manifests.scaled_object(release, thresholds, 1))
+        return 0.0
+
+    monkeypatch.setattr(traffic, "in_flight", in_flight)
+    with pytest.raises(ConditionFailed, match="is live: it can't be drained"):
+        traffic.drain(client, model, "blue")
+    assert replicas(client, release.name) == 1
+    assert bool(client.find("ScaledObject", release.name)) == scaled
+
+
+def test_a_drain_whose_lease_is_lost_ends_nobody(
+    client: Client, model: ModelSpec, cluster: ClusterSpec
+) -> None:
+    release = up(client, model, cluster, "blue")
+    client.scale("Deployment", release.name, 1)
+    traffic.apply_service(client, model, cluster, "green")
+
+    def lost() -> None:
+        raise LeaseLost("held by run-2")
+
+    with pytest.raises(LeaseLost):
+        traffic.drain(client, model, "blue", check=lost)
+    assert replicas(client, release.name) == 1
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["", "as it would be otherwise"])
+def test_a_move_that_arrives_late_is_refused(
+    client: Client,
+    faulty: Client,
+    faults: FaultyApi,
+    node: SimulatedNode,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    settled: bool,
+) -> None:
+    blue, green = (up(client, model, cluster, slot) for slot in ("blue", "green"))
+    traffic.apply_service(client, model, cluster, "blue")
+    with playing(node, blue, comes_up), playing(node, green, comes_up):
+        wait_ready(client, model, "green")
+        faults.add(Fault(r"PATCH .*/services/", times=20, delay_s=3.0))
+        with pytest.raises(Unreachable):
+            traffic.switch(faulty.within(1.0), model, cluster, "green")
+        if settled:
+            traffic.settle(client, model)
+        assert traffic.live_slot(client, model) == "blue"
+        # Each try of the move arrives 3 s after it was sent, the last of them 4 s after the first.
+        deadline = time.monotonic() + 6
+        while time.monotonic() < deadline and traffic.live_slot(client, model) == "blue":
+            time.sleep(0.1)
+    assert traffic.live_slot(client, model) == ("blue" if settled else "green")
+
+
+def test_a_service_that_others_change_moves_all_the_same(
+    client: Client, node: SimulatedNode, model: ModelSpec, cluster: ClusterSpec
+) -> None:
+    new = up(client, model, cluster, "green")
+    traffic.apply_service(client, model, cluster, "blue")
+    changes: list[int] = []
+
+    def check() -> None:
+        if len(changes) < 2:  # between the look at it and the write
+            changes.append(1)
+            note = {"metadata": {"annotations": {"team/note": str(len(changes))}}}
+            client.patch("Service", model.object_name, note)
+
+    with playing(node, new, comes_up):
+        wait_ready(client, model, "green")
+        write_endpoints(client, model, pod_of(client, new))
+        traffic.switch(client, model, cluster, "green", check=check)
+    assert len(changes) == 2
+    assert traffic.live_slot(client, model) == "green"
