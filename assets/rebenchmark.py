@@ -14,7 +14,7 @@ from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
 from loadtests.compare import Comparison, kept
 from loadtests.compare import compare as with_before
-from loadtests.result import Result
+from loadtests.result import Capacity, Result
 
 
 @dg.op
@@ -87,8 +87,10 @@ def live_record(promotion: Promotion) -> PromotionRecord:
 def baseline(record: PromotionRecord) -> str:
     """The numbers of the promotion, as text."""
     before = record.benchmark
-    least = before["capacity"]["lower"]
-    return f"TTFT p95 {milliseconds(before['ttft_p95_ms'])}, λ* at least {least:g} req/s"
+    found = Capacity.model_validate(before["capacity"])
+    # Early records have no profile: there were only ladders then.
+    mode = (before.get("profile") or {}).get("mode", "ladder")
+    return f"TTFT p95 {milliseconds(before['ttft_p95_ms'])}, λ* {found.text(mode)}"
 
 
 def spare_gpus(promotion: Promotion, model: ModelSpec) -> GpuBudget:

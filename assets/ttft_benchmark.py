@@ -14,7 +14,9 @@ from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from assets.vllm_deployment import Candidate
+from catalog import ClusterSpec
 from catalog.load import trace_file
+from k8s.errors import JobFailed
 from k8s.fence import pass_gate, require
 from k8s.jobs import run_job
 from k8s.manifests import Release, benchmark_job, deployment
@@ -24,7 +26,7 @@ from k8s.smoke import SmokeReport
 from loadtests import picture, report
 from loadtests.ladder import longest_seconds
 from loadtests.profile import Profile, ProfileError, describe
-from loadtests.result import Result, parse_result, rows_from_events, unpack_rows
+from loadtests.result import Result, ResultError, parse_result, rows_from_events, unpack_rows
 
 CHECK = dg.AssetCheckSpec(
     "slo",
@@ -102,19 +104,38 @@ def measure(
 ) -> Result:
     """Run the benchmark Job against this Pod. `folder` gets result, raw rows, picture, report.
 
-    Raises ProfileError, KubernetesError, ResultError. A missed SLO is a result.
+    Raises ProfileError, KubernetesError, ResultError (the Job's program is of another version). A
+    missed SLO is a result.
     """
     load = profile(release, rollout, smoke, shared_gpus=shared_gpus)
     deadline = round(JOB_START_S + longest_seconds(load))
     trace = trace_file(release.model).read_text("utf-8") if load.trace else ""
     config, job = benchmark_job(release, load.model_dump_json(), trace, deadline_s=deadline)
     promotion.client.apply(config)
-    done = run_job(promotion.client, job, deadline_s=deadline + 60.0, on_event=promotion.on_event)
-    result = parse_result(done.result)
+    try:
+        done = run_job(
+            promotion.client, job, deadline_s=deadline + 60.0, on_event=promotion.on_event
+        )
+        result = parse_result(done.result)
+    except (JobFailed, ResultError) as error:
+        if isinstance(error, JobFailed) and error.error != ProfileError.__name__:
+            raise
+        raise ResultError(of_another_version(str(error), release.cluster)) from None
     (folder / "rows.jsonl.gz").write_bytes(rows_from_events(done.events))
     (folder / "result.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
     write_report(folder, result, {"promotion": promotion.id, "cluster": promotion.cluster.name})
     return result
+
+
+def of_another_version(error: str, cluster: ClusterSpec) -> str:
+    """What to do about a Job that doesn't read our profile, or whose result we don't read."""
+    what = error.partition(". Next:")[0]
+    return (
+        f"{what}. This pipeline and the program in {cluster.images.jobs} don't fit together: they "
+        "are of different versions. Build the Jobs' image of this one (images/jobs.Containerfile) "
+        f"and name it as images.jobs in catalog/clusters/{cluster.name}.yaml; a lab has the image "
+        "that it was started with."
+    )
 
 
 def write_report(folder: Path, result: Result, record: Mapping[str, Any]) -> None:
@@ -147,11 +168,7 @@ def numbers(result: Result) -> str:
 
 def capacity(result: Result) -> str:
     """λ* as text."""
-    found = result.capacity
-    if found.at_least:
-        return f"λ* at least {found.estimate:g} req/s"
-    upper = "" if found.upper is None else f" to {found.upper:g}"
-    return f"λ* {found.estimate:g} req/s ({found.lower:g}{upper})"
+    return f"λ* {result.capacity.text(result.profile.mode)}"
 
 
 def milliseconds(value: float | None) -> str:

@@ -174,11 +174,9 @@ def _print(event: Mapping[str, Any]) -> None:
 
 
 def _summary(result: Result, out: Path) -> str:
-    rates = result.capacity
     lines = [
         f"{result.verdict.upper()}: {result.reason}",
-        f"capacity: {'at least ' if rates.at_least else ''}{rates.estimate:g} req/s a replica"
-        + ("" if rates.at_least else f" ({rates.lower:g} passed, {rates.upper or 0:g} failed)"),
+        f"capacity of a replica: {result.capacity.text(result.profile.mode)}",
         f"limited by: {result.limited_by}",
     ]
     if result.profile.simulated:

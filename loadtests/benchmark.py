@@ -26,6 +26,7 @@ from loadtests.verdict import (
     overall,
     prefix_hits,
     restarted,
+    why_again,
 )
 
 Progress = Callable[[str, dict[str, Any]], None]
@@ -72,7 +73,8 @@ def run(
         return measure(rate, repeat)
 
     def measure(rate: float, repeat: int) -> Window:
-        again = " again" if repeat else ""
+        before = [window for window in loads if window.rate == rate]
+        again = f" again: {why_again(before, profile)}" if before else ""
         progress(f"{rate:g} req/s: load starts{again}", {"rate": rate, "repeat": repeat})
         window = generator.window(rate, repeat)
         loads.append(window)
@@ -164,9 +166,10 @@ def _load_s(window: Window) -> float:
 
 def _sentence(step: Step) -> str:
     p95 = "infinite" if step.ttft_ms.p95 is None else f"{step.ttft_ms.p95:.0f} ms"
+    told = "" if "TTFT p95" in step.reason else f"TTFT p95 {p95}, "
     return (
-        f"{step.rate_asked:g} req/s: {step.verdict}: {step.reason}; TTFT p95 {p95}, "
-        f"{step.in_flight_mean:.1f} in flight"
+        f"{step.rate_asked:g} req/s: {step.verdict}: {step.reason}; "
+        f"{told}{step.in_flight_mean:.1f} in flight"
     )
 
 

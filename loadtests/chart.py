@@ -1,13 +1,15 @@
 """Charts of the HTML report: inline SVG, a value under the pointer, series that can be hidden, and
 no script or host needed."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import count
 
 from loadtests.result import Result
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 960, 300, 60, 40, 12
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 960, 320, 70, 30, 44, 30
+TICKS = 5  # of an axis, or one or two less
 COLOURS = ("#7fb3d5", "#1f618d", "#8e44ad", "#b9770e", "#1e8449", "#c0392b")
 MOST_POINTS = 1500  # of a series
 
@@ -33,7 +35,7 @@ def charts(result: Result, rows: Iterable[Mapping[str, object]]) -> list[str]:
         _chart(
             next(number),
             "TTFT by arrival rate; dashed: SLO, band: λ*",
-            ("req/s", "ms"),
+            ("arrival rate, req/s", "ms"),
             by_rate,
             slo.ttft_p95_ms,
             band,
@@ -49,7 +51,7 @@ def charts(result: Result, rows: Iterable[Mapping[str, object]]) -> list[str]:
                 if isinstance(values, Mapping):
                     value = _number(values.get(f"vllm:num_requests_{name}", 0.0))
                     points.append(((time_ns - start) / 1e9, value))
-        made.append(_chart(next(number), "In the engine over time", ("s", "requests"), queue))
+        made.append(_chart(next(number), "In the engine over time", ("time, s", "requests"), queue))
     failed = [step for step in steps if step.verdict == "fail"]
     shown = result.step_at_required_rate() or next(iter([*failed, *steps]), None)
     if shown is not None:
@@ -72,7 +74,7 @@ def charts(result: Result, rows: Iterable[Mapping[str, object]]) -> list[str]:
                 _chart(
                     next(number),
                     f"TTFT over time at {shown.rate_asked:g} req/s",
-                    ("s", "ms"),
+                    ("time, s", "ms"),
                     {"TTFT": points},
                     slo.ttft_p95_ms,
                 )
@@ -87,11 +89,13 @@ def _number(value: object) -> float:
 def _chart(
     number: int,
     title: str,
-    units: tuple[str, str],
+    axes: tuple[str, str],
     series: Mapping[str, Points],
     limit: float | None = None,
     band: tuple[float, float] | None = None,
 ) -> str:
+    """`axes`: their names, each ending with its unit."""
+    units = [name.rpartition(", ")[2] for name in axes]
     every = [point for points in series.values() for point in points] or [(0.0, 0.0)]
     right = max(x for x, _ in every) or 1.0
     highest = max([y for _, y in every]) or 1.0
@@ -100,7 +104,7 @@ def _chart(
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
-            round(LEFT + (WIDTH - LEFT - 10) * x / right, 1),
+            round(LEFT + (WIDTH - LEFT - RIGHT) * x / right, 1),
             round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * min(y, top) / top, 1),
         )
 
@@ -112,16 +116,20 @@ def _chart(
             f'height="{HEIGHT - BOTTOM - TOP}" fill="#f4d03f" opacity=".3">'
             f"<title>λ* {band[0]:.4g} to {band[1]:.4g} {units[0]}</title></rect>"
         )
-    for i in range(5):
-        x, y = right * i / 4, top * i / 4
-        px, py = at(x, 0)[0], at(0, y)[1]
-        parts.append(f'<text x="{px}" y="{HEIGHT - 20}" text-anchor="middle">{x:.3g}</text>')
-        parts.append(f'<text x="{LEFT - 6}" y="{py + 4}" text-anchor="end">{y:.3g}</text>')
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{py}" y2="{py}" stroke="#e5e8e8"/>')
+    for x in _ticks(right):
+        parts.append(
+            f'<text x="{at(x, 0)[0]}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:,g}</text>'
+        )
+    for y in _ticks(top):
+        py = at(0, y)[1]
+        parts.append(f'<text x="{LEFT - 6}" y="{py + 4}" text-anchor="end">{y:,g}</text>')
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py}" y2="{py}" stroke="#e5e8e8"/>'
+        )
     if limit:
         y = at(0, limit)[1]
         parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{y}" y2="{y}" stroke="#c0392b" '
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" stroke="#c0392b" '
             f'stroke-dasharray="6 4"><title>SLO {limit:g} {units[1]}</title></line>'
         )
     for i, (name, points) in enumerate(series.items()):
@@ -146,6 +154,14 @@ def _chart(
         f"<style>{''.join(rules)}</style><h2>{escape(title)}</h2>{' '.join(boxes)}"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}'
-        f'<text x="{WIDTH - 10}" y="{HEIGHT - 4}" text-anchor="end">{units[0]}</text>'
-        f'<text x="4" y="{TOP}">{units[1]}</text></svg>'
+        f'<text x="{(WIDTH + LEFT - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{axes[0]}'
+        f'</text><text x="{LEFT - 6}" y="14" text-anchor="end">{axes[1]}</text></svg>'
     )
+
+
+def _ticks(end: float) -> list[float]:
+    """Round numbers from 0 to `end` at most."""
+    rough = end / TICKS
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough * (1 - 1e-9))
+    return [i * step for i in range(math.floor(end / step * (1 + 1e-9)) + 1)]

@@ -216,10 +216,9 @@ def _benchmark(environment: Environment, options: Any, workers: Workers | None) 
         (folder / "rows.jsonl.gz").write_bytes(rows)
         (folder / "result.json").write_text(result.model_dump_json(indent=1) + "\n")
     if not options.json_events:
-        rates = result.capacity
-        most = "at least " if rates.at_least else ""
+        capacity = result.capacity.text(profile.mode)
         log.info("%s: %s", result.verdict.upper(), result.reason)
-        log.info("capacity %s%g req/s, limited by %s", most, rates.estimate, result.limited_by)
+        log.info("capacity %s, limited by %s", capacity, result.limited_by)
     return EXIT_CODES[result.verdict]
 
 

@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"p50": "#7fb3d5", "p95": "#1f618d", "p99": "#8e44ad"}
-MARKS = {"pass": "#1e8449", "fail": "#c0392b", "inconclusive": "#b9770e", "invalid": "#7f8c8d"}
+# Colour and marker of a step, by its verdict.
+MARKS = {
+    "pass": ("#1e8449", "o"),
+    "fail": ("#c0392b", "X"),
+    "inconclusive": ("#b9770e", "D"),
+    "invalid": ("#7f8c8d", "s"),
+}
+LIMIT = "#c0392b"
 # Beyond this multiple of the SLO the exact TTFT no longer matters, but the knee must be visible.
 TOP_OF_SLO = 4.0
 
@@ -21,7 +28,7 @@ def ttft_against_rate(result: Result) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    figure = Figure(figsize=(9, 6.8), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     _ttft(upper, result)
@@ -33,7 +40,12 @@ def ttft_against_rate(result: Result) -> bytes:
     rates = [step.rate_asked for step in result.steps]
     lower.set_xlim(0, max(rates, default=1.0) * 1.06)
     lower.set_xlabel("arrival rate, requests/s for one replica")
-    upper.legend(loc="upper left", fontsize=8, framealpha=0.9)
+    # Above the axes, as all words: within them they would lie on lines.
+    for axes in (upper, lower):
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, frameon=False,
+            borderaxespad=0.2,
+        )  # fmt: skip
     figure.suptitle(title(result), fontsize=11, x=0.01, ha="left")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
@@ -76,53 +88,43 @@ def _ttft(axes: "Axes", result: Result) -> None:
                 fontsize=14,
                 annotation_clip=False,
             )
-    axes.axhline(limit, color="#c0392b", linestyle="--", linewidth=1.2)
-    axes.annotate(
-        f"SLO p95 {limit:g} ms",
-        (1, limit),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        color="#c0392b",
-        fontsize=8,
-    )
-    axes.axvline(result.profile.slo.required_rate, color="#34495e", linestyle=":", linewidth=1)
-    axes.annotate(
-        "required",
-        (result.profile.slo.required_rate, 0),
-        xytext=(3, 3),
-        textcoords="offset points",
-        fontsize=8,
+    axes.axhline(limit, color=LIMIT, linestyle="--", linewidth=1.2, label=f"SLO: p95 {limit:g} ms")
+    required = result.profile.slo.required_rate
+    axes.axvline(
+        required,
         color="#34495e",
+        linestyle=":",
+        linewidth=1.2,
+        label=f"required: {required:g} req/s",
     )
     axes.set_ylim(0, top)
     axes.set_ylabel("time to first token, ms")
 
 
 def _attainment(axes: "Axes", result: Result) -> None:
-    for step in result.steps:
+    told: set[str] = set()
+    for step in sorted(result.steps, key=lambda step: list(MARKS).index(step.verdict)):
         below = step.attainment - step.attainment_low
         above = step.attainment_high - step.attainment
+        colour, marker = MARKS[step.verdict]
         axes.errorbar(
             step.rate_asked,
             step.attainment,
             yerr=[[max(0.0, below)], [max(0.0, above)]],
-            color=MARKS[step.verdict],
-            marker="o",
-            markersize=5,
+            color=colour,
+            marker=marker,
+            markersize=6,
             capsize=3,
+            linestyle="none",
+            label=None if step.verdict in told else step.verdict,
         )
-        axes.annotate(
-            step.verdict,
-            (step.rate_asked, step.attainment),
-            xytext=(6, -10 if step.attainment > 0.5 else 6),
-            textcoords="offset points",
-            fontsize=8,
-            color=MARKS[step.verdict],
-        )
-    axes.axhline(result.profile.slo.attainment, color="#c0392b", linestyle="--", linewidth=1.2)
+        told.add(step.verdict)
+    share = result.profile.slo.attainment
+    axes.axhline(
+        share, color=LIMIT, linestyle="--", linewidth=1.2, label=f"SLO: {share:.0%} of requests"
+    )
     axes.set_ylim(-0.05, 1.08)
-    axes.set_yticks([0, 0.5, result.profile.slo.attainment], minor=False)
+    axes.set_yticks([0, 0.5, 1], minor=False)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylabel("requests within SLO")
 
@@ -132,15 +134,16 @@ def _capacity(axes: "Axes", result: Result, label: bool) -> None:
     rates = result.capacity
     if rates.estimate <= 0:
         return
-    if rates.at_least:
-        text = f"λ* ≥ {rates.estimate:.3g} req/s"
-    else:
-        text = f"λ* ≈ {rates.estimate:.3g} req/s (the knee; {rates.lower:g} to {rates.upper:g})"
+    text = f"λ* {rates.bounds(result.profile.mode)[0]}"
     if result.in_flight_at_capacity is not None:
         text += f", L* {result.in_flight_at_capacity:.1f} in flight"
+    named = text if label else None
     if rates.upper is not None:
-        axes.axvspan(rates.lower, rates.upper, color="#f4d03f", alpha=0.22, linewidth=0)
-    axes.axvline(rates.estimate, color="#b7950b", linewidth=1.6, label=text if label else None)
+        # Of a ladder only the band is known, and no line is drawn in it.
+        band = named if result.profile.mode != "search" else None
+        axes.axvspan(rates.lower, rates.upper, color="#f4d03f", alpha=0.22, linewidth=0, label=band)
+    if rates.upper is None or result.profile.mode == "search":
+        axes.axvline(rates.estimate, color="#b7950b", linewidth=1.6, label=named)
 
 
 def _quantiles(step: Step) -> dict[str, float | None]:

@@ -120,6 +120,26 @@ class Capacity(_Closed):
     at_least: bool
     warnings: tuple[str, ...] = ()
 
+    def bounds(self, mode: str) -> tuple[str, str]:
+        """λ* in words, and what stands behind that, by the profile's `mode`: a ladder only knows
+        between which of its rates λ* lies."""
+        if self.at_least:
+            return f"at least {self.estimate:g} req/s", "no rate failed"
+        if self.upper is None:
+            return "unknown", "no rate passed, and none failed"
+        if self.estimate <= 0:
+            return f"below {self.upper:g} req/s", "no rate passed"
+        if mode == "search":
+            interval = f"90 % interval {self.lower:.4g} to {self.upper:.4g}"
+            return f"{self.estimate:.4g} req/s", interval
+        between = f"between {self.lower:g} and {self.upper:g} req/s"
+        return between, f"interpolated {self.estimate:.3g}"
+
+    def text(self, mode: str) -> str:
+        """bounds() in one."""
+        known, behind = self.bounds(mode)
+        return f"{known} ({behind})"
+
 
 class Result(_Closed):
     """One benchmark's outcome. `in_flight_at_capacity` is L*, None if no rate passed; `…_low` and

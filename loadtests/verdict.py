@@ -212,6 +212,16 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
     )
 
 
+def why_again(windows: Sequence[Window], profile: Profile) -> str:
+    """Why a rate that had these windows gets another one."""
+    if reason := untrusted(windows[-1], profile):
+        return f"the window before doesn't count: {reason}"
+    step = judge([window for window in windows if not untrusted(window, profile)], profile, ())
+    if step.verdict in ("inconclusive", "invalid"):
+        return f"so far {step.reason}"
+    return f"so far a {step.verdict}, and λ*, which is near, isn't known well enough"
+
+
 def _judge_model(rows: Sequence[Row], slo: Slo) -> ModelStep:
     met = sum(meets(row, slo) for row in rows)
     effect = design_effect([nearness(row, slo) for row in rows])
@@ -288,7 +298,18 @@ def capacity(steps: Sequence[Step], slo: Slo) -> Capacity:
     drop = best.attainment - worst.attainment
     share = (best.attainment - slo.attainment) / drop if drop > 0 else 0.0
     estimate = best.rate_asked + min(1.0, max(0.0, share)) * (upper - best.rate_asked)
-    return Capacity(lower=best.rate_asked, estimate=round(estimate, 3), upper=upper, at_least=False)
+    return Capacity(
+        lower=best.rate_asked,
+        estimate=round(estimate, 3),
+        upper=upper,
+        at_least=False,
+        warnings=tuple(
+            f"{step.rate_asked:g} req/s, which λ* may be above or below, was {step.verdict}: "
+            "longer step_seconds would tell"
+            for step in steps
+            if best.rate_asked < step.rate_asked < upper
+        ),
+    )
 
 
 def in_flight_at(rates: Capacity, steps: Sequence[Step]) -> float | None:

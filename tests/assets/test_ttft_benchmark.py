@@ -1,13 +1,15 @@
 """From the catalog to the load, and from the result to what a person sees."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import dagster as dg
 import pytest
 
+from assets import ttft_benchmark as module
 from assets.promoted_model import in_record
-from assets.promotion import Refused
+from assets.promotion import Promotion, Refused
 from assets.rebenchmark import baseline, compare
 from assets.ttft_benchmark import (
     capacity,
@@ -20,6 +22,7 @@ from assets.ttft_benchmark import (
 from catalog.lengths import Lengths
 from catalog.load import catalog
 from catalog.model import Slo, Trace, Traffic
+from k8s.errors import JobFailed
 from k8s.gpus import Gpu
 from k8s.manifests import Release
 from k8s.manifests.scaling import EXAMPLE_THRESHOLDS
@@ -28,7 +31,15 @@ from k8s.rollout import Rollout
 from k8s.smoke import SmokeReport
 from loadtests.ladder import longest_seconds
 from loadtests.profile import Profile, ProfileError
-from loadtests.result import Capacity, Quantiles, Result, Step, Verdict, pack_rows
+from loadtests.result import (
+    Capacity,
+    Quantiles,
+    Result,
+    ResultError,
+    Step,
+    Verdict,
+    pack_rows,
+)
 
 ROLLOUT = Rollout("m-green", "m-green-x", "10.0.0.7", "node-1", "sha256:" + "1" * 64, "abc", 3.5)
 SMOKE = SmokeReport(
@@ -146,9 +157,9 @@ def test_what_no_benchmark_can_tell_names_the_catalog_file() -> None:
 
 def test_the_verdict_has_the_numbers_that_decided() -> None:
     line = verdict(result())
-    for part in ("pass", "TTFT p95 240 ms (SLO 500 ms)", "4 req/s", "λ* 10 req/s (8 to 12)"):
+    for part in ("pass", "TTFT p95 240 ms (SLO 500 ms)", "4 req/s", "λ* between 8 and 12 req/s"):
         assert part in line
-    assert capacity(result(upper=None)) == "λ* at least 10 req/s"
+    assert capacity(result(upper=None)) == "λ* at least 10 req/s (no rate failed)"
 
 
 @pytest.mark.parametrize("kind", ["fail", "invalid", "inconclusive"])
@@ -219,7 +230,35 @@ def test_a_baseline_whose_requests_failed_is_told_too() -> None:
     failed = result()
     steps = (step(4.0, "fail", None), *failed.steps[1:])
     before = in_record(failed.model_copy(update={"steps": steps}))
-    assert "TTFT p95 infinite (failed requests), λ* at least 8 req/s" in baseline(record(before))
+    told = "TTFT p95 infinite (failed requests), λ* between 8 and 12 req/s"
+    assert told in baseline(record(before))
+
+
+def test_a_baseline_says_at_least_only_where_no_rate_failed() -> None:
+    assert "λ* at least 10 req/s" in baseline(record(in_record(result(upper=None))))
+
+
+@pytest.mark.parametrize("kind", ["profile", "result"])
+def test_a_job_of_another_version_is_told_as_that(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: object, **__: object) -> object:
+        if kind == "profile":
+            said = "Job b: ProfileError: profile: mode: is no field. Next: Correct the profile."
+            raise JobFailed(said, error="ProfileError")
+        return SimpleNamespace(result={"format": 1}, events=[])
+
+    monkeypatch.setattr(module, "run_job", ends)
+    promotion = SimpleNamespace(client=SimpleNamespace(apply=lambda _: None), on_event=None)
+    with pytest.raises(ResultError) as raised:
+        module.measure(
+            cast(Promotion, promotion), tmp_path, release(), ROLLOUT, SMOKE, shared_gpus=False
+        )
+    image = release().cluster.images.jobs
+    said = "mode: is no field. This" if kind == "profile" else "has format 1, this program reads"
+    for part in (said, image, "different versions", "images/jobs.Containerfile", "lab.yaml"):
+        assert part in str(raised.value)
+    assert "Correct the profile" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("shared", "shown_as"), [(True, "shared with others"), (False, "its own")])

@@ -1,7 +1,9 @@
 """The report is one file that says everything, and can't be broken by a name."""
 
 import re
+from itertools import combinations
 
+from loadtests.chart import HEIGHT, WIDTH, charts
 from loadtests.report import html
 from tests.loadtests.samples import make_result, make_row, make_window, steady
 
@@ -35,7 +37,7 @@ def test_failed_requests_show_as_infinite() -> None:
     rows = [make_row(i * 250, error="timeout" if i % 2 else None) for i in range(60)]
     page = html(make_result([make_window(4, rows)]), {})
     assert "∞" in page
-    assert "timeout 30" in page
+    assert page.count("timeout 30") == page.count("30 of 60 requests failed: timeout 30"), "once"
 
 
 def test_names_are_escaped() -> None:
@@ -55,3 +57,31 @@ def test_charts_over_time_come_from_the_rows() -> None:
     assert "TTFT p95: 900 ms at 8 req/s" in page
     assert "http://" not in page.replace(result.profile.base_url, "")
     assert "TTFT over time" not in html(result, {})
+
+
+def test_words_of_charts_are_whole_and_apart() -> None:
+    """By the boxes that they take: 12 px high, of letters that are 7 px wide."""
+    rows = [row.as_json() for row in steady(4, 60, 1234).rows]
+    rows += [
+        {"row": "server", "time_ns": i * 10**9, "values": {"vllm:num_requests_running": 1e3 * i}}
+        for i in range(38)
+    ]
+    drawn = charts(make_result([steady(4, 60, 1234), steady(16, 60, 123456)]), rows)
+    assert len(drawn) == 3
+    for chart in drawn:
+        boxes = [box(*found) for found in TEXT.findall(chart)]
+        assert len(boxes) >= 6
+        for left, top, right, bottom in boxes:
+            assert left >= 0 and top >= 0 and right <= WIDTH and bottom <= HEIGHT
+        for one, other in combinations(boxes, 2):
+            beside = one[2] <= other[0] or other[2] <= one[0]
+            assert beside or one[3] <= other[1] or other[3] <= one[1], (one, other)
+
+
+TEXT = re.compile(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)</text>')
+
+
+def box(x: str, y: str, anchor: str, text: str) -> tuple[float, float, float, float]:
+    width = 7.0 * len(text)
+    left = float(x) - {"middle": width / 2, "end": width}[anchor]
+    return left, float(y) - 11, left + width, float(y) + 1

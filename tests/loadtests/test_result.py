@@ -7,6 +7,7 @@ import pytest
 
 from loadtests.result import (
     FORMAT,
+    Capacity,
     ResultError,
     load_result,
     pack_rows,
@@ -31,6 +32,24 @@ def test_gate_finds_its_step() -> None:
     step = RESULT.step_at_required_rate()
     assert step is not None
     assert step.rate_asked == 4
+
+
+@pytest.mark.parametrize(
+    ("lower", "estimate", "upper", "mode", "text"),
+    [
+        (6, 6.582, 16, "ladder", "between 6 and 16 req/s (interpolated 6.58)"),
+        (9.8, 10.123, 10.41, "search", "10.12 req/s (90 % interval 9.8 to 10.41)"),
+        (8, 8, None, "ladder", "at least 8 req/s (no rate failed)"),
+        (0, 0, 6, "ladder", "below 6 req/s (no rate passed)"),
+        (0, 0, None, "search", "unknown (no rate passed, and none failed)"),
+    ],
+)
+def test_capacity_in_words(
+    lower: float, estimate: float, upper: float | None, mode: str, text: str
+) -> None:
+    at_least = upper is None and estimate > 0
+    found = Capacity(lower=lower, estimate=estimate, upper=upper, at_least=at_least)
+    assert found.text(mode) == text
 
 
 def test_other_format_is_refused_with_both() -> None:

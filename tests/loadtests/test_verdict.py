@@ -15,6 +15,7 @@ from loadtests.verdict import (
     prefix_hits,
     restarted,
     untrusted,
+    why_again,
 )
 from tests.loadtests.samples import MS, make_profile, make_row, make_window, steady
 
@@ -195,6 +196,23 @@ def test_capacity_between_pass_and_fail() -> None:
     assert (rates.lower, rates.upper) == (8, 16)
     assert rates.estimate == pytest.approx(8.4)
     assert not rates.at_least
+
+
+def test_a_step_without_a_verdict_between_them_is_told() -> None:
+    rates = capacity(steps((4, "pass"), (8, "inconclusive"), (16, "fail")), SLO)
+    assert (rates.lower, rates.upper) == (4, 16)
+    [warning] = rates.warnings
+    assert warning.startswith("8 req/s, which λ* may be above or below, was inconclusive")
+    assert capacity(steps((4, "pass"), (8, "pass"), (16, "fail")), SLO).warnings == ()
+
+
+def test_why_a_rate_is_offered_again() -> None:
+    lagged, few, well = steady(4, 60, lag_ms=90), steady(4, 5), steady(4, 200)
+    assert why_again([lagged], PROFILE).startswith(
+        "the window before doesn't count: the generator lagged: send lag p99 90.0 ms"
+    )
+    assert why_again([lagged, few], PROFILE).startswith("so far 5 of 5 requests met the SLO")
+    assert "isn't known well enough" in why_again([well], PROFILE)
 
 
 def test_capacity_is_at_least_the_highest_that_passed() -> None:
