@@ -123,6 +123,7 @@ def settings(name: str) -> None:
     print(f"export KUBECONFIG={lab.promoter_kubeconfig}")
     print(f"export PROMOTION_CLUSTER={labs.CLUSTERS[lab.engine]}")
     print(f"export DAGSTER_HOME=${{DAGSTER_HOME:-{ROOT / '.demo'}}}")
+    print(f"export PYTHONWARNINGS='{labs.QUIET_DAGSTER}'")
     print(f"export PATH={ROOT / '.venv/bin'}:{lab.kubectl.parent}:$PATH")
 
 

@@ -278,6 +278,7 @@ def environment(lab: labs.Lab, cluster: str) -> dict[str, str]:
         "PROMOTION_CLUSTER": cluster,
         "DAGSTER_HOME": str(HOME),
         "DAGSTER_DISABLE_TELEMETRY": "1",
+        "PYTHONWARNINGS": labs.QUIET_DAGSTER,
     }
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "CLUSTERS",
     "ENGINES",
     "MODELS",
+    "QUIET_DAGSTER",
     "Lab",
     "LabError",
     "build",
@@ -49,6 +50,11 @@ __all__ = [
 ENGINES = tuple(CLUSTERS)
 # The model of the catalog that fits each engine here.
 MODELS = {"simulator": "smollm2-135m", "vllm": "smollm2-135m-cpu"}
+# For PYTHONWARNINGS: at each command `dagster` advises `dg`, another package. These two alone.
+QUIET_DAGSTER = ",".join(
+    f"ignore:Function `{command}` is superseded"
+    for command in ("job_execute_command", "dev_command")
+)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def hold_name(name: str) -> socket.socket:
         lock.close()
         raise LabError(
             f"a lab named {name!r} is running already (`python -m lab status`): end it, or give "
-            "this one another --name"
+            "this one another name (`make lab LAB=second`, or --name second)"
         ) from error
     return lock
 
@@ -90,7 +90,7 @@ def make_state(state: Path) -> None:
         if not (state / MARKER).exists():
             raise LabError(
                 f"the folder {state} is in use by something that is not a lab: remove it, or give "
-                "the lab another --name"
+                "the lab another name (`make lab LAB=second`, or --name second)"
             )
         remove_folder(state)
     try:

@@ -5,6 +5,7 @@ tests/e2e's).
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 
 from lab import demo
 from lab.demo import Act, DemoFailed, Run
-from lab.lab import Lab
+from lab.lab import QUIET_DAGSTER, Lab
 
 LIVE = Act("the first revision", "v1", live=True)
 REFUSED = Act("a slow revision", "v2-slow", live=False, gate="ttft_benchmark")
@@ -252,3 +253,19 @@ def test_requests_that_failed_fail_the_demo(
     theatre.summary |= change
     assert theatre.play() == 1
     assert "the client's requests failed" in capsys.readouterr().err
+
+
+def test_dagster_does_not_advise_another_program_at_each_command(tmp_path: Path) -> None:
+    """Where it no longer does of its own accord, the filter can go."""
+    command = [str(Path(sys.executable).with_name("dagster")), "job", "execute", "-m", "nowhere"]
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+
+    def said(**environment: str) -> str:
+        home = {"DAGSTER_HOME": str(tmp_path)}
+        done = subprocess.run(
+            command, env=clean | home | environment, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout + done.stderr
+
+    assert "SupersessionWarning" in said()
+    assert "SupersessionWarning" not in said(PYTHONWARNINGS=QUIET_DAGSTER)

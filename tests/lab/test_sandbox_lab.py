@@ -227,6 +227,7 @@ def test_the_same_name_twice_is_refused(two: tuple[Running, Running]) -> None:
     done = command("up", "--name", two[0].name)
     assert done.returncode == 1
     assert f"a lab named '{two[0].name}' is running already" in done.stderr
+    assert "make lab LAB=" in done.stderr and "--name" in done.stderr
     assert "Traceback" not in done.stderr
 
 
