@@ -16,12 +16,13 @@ from assets.stage import stage
 from assets.vllm_deployment import Candidate
 from catalog import ClusterSpec
 from catalog.load import trace_file
+from k8s.client import Client
 from k8s.errors import JobFailed
 from k8s.fence import pass_gate, require
 from k8s.jobs import run_job
 from k8s.manifests import Release, benchmark_job, deployment
 from k8s.manifests.release import PORT
-from k8s.rollout import Rollout
+from k8s.rollout import Rollout, still_has_address
 from k8s.smoke import SmokeReport
 from loadtests import picture, report
 from loadtests.ladder import longest_seconds
@@ -104,8 +105,8 @@ def measure(
 ) -> Result:
     """Run the benchmark Job against this Pod. `folder` gets result, raw rows, picture, report.
 
-    Raises ProfileError, KubernetesError, ResultError (the Job's program is of another version). A
-    missed SLO is a result.
+    Raises ProfileError, KubernetesError, ResultError (the Job's program is of another version),
+    Refused (something else was measured). A missed SLO is a result.
     """
     load = profile(release, rollout, smoke, shared_gpus=shared_gpus)
     deadline = round(JOB_START_S + longest_seconds(load))
@@ -124,7 +125,27 @@ def measure(
     (folder / "rows.jsonl.gz").write_bytes(rows_from_events(done.events))
     (folder / "result.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
     write_report(folder, result, {"promotion": promotion.id, "cluster": promotion.cluster.name})
+    if result.verdict in ("pass", "fail"):  # else nothing is said of anybody
+        require_measured(promotion.client, release, rollout, result)
     return result
+
+
+def require_measured(client: Client, release: Release, rollout: Rollout, result: Result) -> None:
+    """The load went to an address, which may be another Pod's by now. Raises Refused unless the
+    candidate's Pod has it still, and what answered there serves the candidate's weights.
+    """
+    serves = result.server.get("root")
+    if serves != release.weights_path:
+        found = f"the engine there serves {serves}, and not {release.weights_path}"
+    elif not still_has_address(client, rollout):
+        found = f"Pod {rollout.pod} isn't at that address any more"
+    else:
+        return
+    raise Refused(
+        f"{release.model.name} at {release.commit[:12]} was not what was measured at "
+        f"{rollout.pod_ip}: {found}. Was its Pod evicted, or its node taken away? Start the "
+        "`promote` job again."
+    )
 
 
 def of_another_version(error: str, cluster: ClusterSpec) -> str:

@@ -160,6 +160,13 @@ def roll_out(
     )
 
 
+def still_has_address(client: Client, rollout: Rollout) -> bool:
+    """Whether what answers at the candidate's address is its Pod, and no later one."""
+    pod = client.find("Pod", rollout.pod)
+    status = pod.get("status", {}) if pod else {}
+    return status.get("phase") == "Running" and status.get("podIP") == rollout.pod_ip
+
+
 def _is_ours(client: Client, release: Release, before: Obj) -> bool:
     """It is this promotion's candidate, and an apply would not change its Pods."""
     after = client.apply(manifests.deployment(release), dry_run=True)

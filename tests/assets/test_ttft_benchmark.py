@@ -1,11 +1,13 @@
 """From the catalog to the load, and from the result to what a person sees."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import dagster as dg
 import pytest
+from pydantic import JsonValue
 
 from assets import ttft_benchmark as module
 from assets.promoted_model import in_record
@@ -39,6 +41,7 @@ from loadtests.result import (
     Step,
     Verdict,
     pack_rows,
+    rows_events,
 )
 
 ROLLOUT = Rollout("m-green", "m-green-x", "10.0.0.7", "node-1", "sha256:" + "1" * 64, "abc", 3.5)
@@ -125,7 +128,7 @@ def result(
         profile=load(release(slo=SLO, traffic=TRAFFIC)),
         started_at="2026-01-01T00:00:00+00:00",
         seconds=30.0,
-        server={"version": "0.30.0"},
+        server={"version": "0.30.0", "root": release().weights_path},
         network={},
         versions={"locust": "2.47"},
     )
@@ -259,6 +262,47 @@ def test_a_job_of_another_version_is_told_as_that(
     for part in (said, image, "different versions", "images/jobs.Containerfile", "lab.yaml"):
         assert part in str(raised.value)
     assert "Correct the profile" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "root", "pod", "why"),
+    [
+        ("pass", None, {"phase": "Running", "podIP": ROLLOUT.pod_ip}, None),
+        ("pass", "/models/other", {"phase": "Running", "podIP": ROLLOUT.pod_ip}, "/models/other"),
+        ("fail", "/models/other", {"phase": "Running", "podIP": ROLLOUT.pod_ip}, "/models/other"),
+        ("pass", None, {"phase": "Running", "podIP": "10.9.9.9"}, "isn't at that address any more"),
+        ("pass", None, {"phase": "Failed", "podIP": ROLLOUT.pod_ip}, "isn't at that address"),
+        ("pass", None, None, "isn't at that address any more"),
+        ("invalid", None, None, None),
+    ],
+)
+def test_only_the_candidate_itself_is_measured(
+    verdict: Verdict,
+    root: str | None,
+    pod: dict[str, str] | None,
+    why: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: dict[str, JsonValue] = {"root": root or release().weights_path}
+    made = result(verdict).model_copy(update={"server": served})
+    events = tuple(rows_events(pack_rows([])))
+    ended = SimpleNamespace(result=made.model_dump(mode="json"), events=events)
+    monkeypatch.setattr(module, "run_job", lambda *_, **__: ended)
+    client = SimpleNamespace(apply=lambda _: None, find=lambda *_: {"status": pod} if pod else None)
+    promotion = cast(
+        Promotion,
+        SimpleNamespace(client=client, on_event=None, id="run-1", cluster=release().cluster),
+    )
+    measured = partial(
+        module.measure, promotion, tmp_path, release(), ROLLOUT, SMOKE, shared_gpus=False
+    )
+    if why is None:
+        assert measured().verdict == verdict
+        return
+    with pytest.raises(Refused, match=why):
+        measured()
+    assert (tmp_path / "report.html").exists(), "to look at it"
 
 
 @pytest.mark.parametrize(("shared", "shown_as"), [(True, "shared with others"), (False, "its own")])
