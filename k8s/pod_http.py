@@ -216,9 +216,13 @@ class _Reader(io.RawIOBase):
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """The web socket library's errors as those of a socket."""
+    """The web socket library's and the system's errors as those of a connection."""
     try:
         yield
+    except (TimeoutError, ConnectionError):
+        raise
+    except OSError as error:  # no route to the host, TLS: to http.client's user that is a cut too
+        raise ConnectionError(str(error)) from error
     except websocket.WebSocketTimeoutException as error:
         raise TimeoutError(str(error)) from error
     except websocket.WebSocketConnectionClosedException as error:

@@ -1,7 +1,9 @@
 """HTTP to a Pod: a real HTTP server behind the API server's port-forward."""
 
+import errno
 import http.server
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import websocket
 
 from k8s.client import Client
 from k8s.errors import Forbidden, HttpStatus, PodUnreachable
@@ -172,3 +175,23 @@ def test_half_open_connection(faulty: Client, faults: FaultyApi, pod: str, port:
         faults.freeze()
         connection.request("GET", "/b")
         connection.getresponse()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        ssl.SSLError(1, "[SSL] record layer failure"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    ],
+)
+def test_trouble_of_the_system_names_the_pod(
+    client: Client, pod: str, port: int, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def broken(_: websocket.WebSocket) -> None:
+        raise error
+
+    monkeypatch.setattr(websocket.WebSocket, "recv_data", broken)
+    with pytest.raises(PodUnreachable, match=f"{pod} port {port}: ") as raised:
+        get_text(client, pod, port, "/", timeout_s=5)
+    assert str(error) in str(raised.value)
