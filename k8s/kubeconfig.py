@@ -5,11 +5,12 @@ import os
 import shlex
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -20,6 +21,10 @@ from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
 from k8s.errors import ConfigError
 
+T = TypeVar("T")
+
+# How long a login program may take: some ask a person, in a browser.
+LOGIN_S = 60.0
 # What kubernetes.config raises for files whose structure is wrong, beside its own exception.
 _BROKEN = (
     ConfigException,
@@ -34,10 +39,13 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Account:
-    """A way into one cluster. `described` is for messages: context and file."""
+    """A way into one cluster. `described` is for messages: context and file. `login`: the command
+    of the login program, "" for an account that has none.
+    """
 
     configuration: Configuration
     described: str
+    login: str = ""
 
     @property
     def server(self) -> str:
@@ -48,13 +56,17 @@ class Account:
         """The present value of the Authorization header; None with client certificates.
 
         The library's hook renews it if it knows when it expires. It doesn't strip the newline
-        that token files end with, which no HTTP header may contain.
+        that token files end with, which no HTTP header may contain. Raises ConfigError.
         """
+
+        def key() -> Any:
+            return self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+
         try:
-            value = self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+            value = _in_time(key, self.described, self.login) if self.login else key()
         except _BROKEN as error:
             raise ConfigError(f"{self.described}: the token can't be renewed: {error}") from error
-        return value.strip() if value else None
+        return str(value).strip() if value else None
 
 
 def load_account(context: str | None) -> Account:
@@ -118,10 +130,15 @@ def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
         _require_server(_part_of(contexts[chosen], "cluster", files))
         user = _part_of(contexts[chosen], "user", files) if contexts[chosen].get("user") else {}
         login = _login_of(user)
-        with _overheard() as said:
-            merged = KubeConfigMerger(os.pathsep.join(map(str, paths))).config
-            loader = KubeConfigLoader(merged, active_context=chosen, config_base_path=None)
-            loader.load_and_set(configuration)
+
+        def load() -> list[str]:
+            with _overheard() as said:
+                merged = KubeConfigMerger(os.pathsep.join(map(str, paths))).config
+                loader = KubeConfigLoader(merged, active_context=chosen, config_base_path=None)
+                loader.load_and_set(configuration)
+            return said
+
+        said = _in_time(load, described, login.command) if login else load()
         if login and not configuration.api_key and not configuration.cert_file:
             raise ConfigError(
                 f"{described}: the login program of user {contexts[chosen]['user']!r} failed: "
@@ -133,7 +150,7 @@ def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
             f"{described} can't be used: {_in_words(error)}. Correct that file, or set KUBECONFIG "
             "to another one."
         ) from error
-    return Account(_set_up(configuration), described)
+    return Account(_set_up(configuration), described, login.command if login else "")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -247,6 +264,29 @@ def _overheard() -> Iterator[list[str]]:
         yield said
     finally:
         logging.getLogger().removeFilter(hear)
+
+
+def _in_time(work: Callable[[], T], described: str, login: str) -> T:
+    """What `work` returns or raises. Raises ConfigError after LOGIN_S: the library waits for ever
+    for a login program, and can't be told to end it.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, name="login", daemon=True)
+    thread.start()
+    thread.join(LOGIN_S)
+    if not outcome.done():
+        raise ConfigError(
+            f"{described}: its login program hasn't ended after {LOGIN_S:g} s. Does it wait for "
+            f"you, or for a server that is away? Try it by hand: {login}"
+        )
+    return outcome.result()
 
 
 @dataclass(frozen=True)

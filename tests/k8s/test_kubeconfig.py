@@ -1,5 +1,6 @@
 """A missing or wrong kubeconfig is one clear message."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,44 @@ def test_login_program_that_fails_is_named_and_nothing_else_is_said(
     with pytest.raises(ConfigError, match=f"login program of user 'u' failed: {why}"):
         load_account(None)
     assert caplog.records == []
+
+
+def logging_in_with(script: str) -> dict[str, Any]:
+    login = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "interactiveMode": "Never",
+        "command": "sh",
+        "args": ["-c", script],
+    }
+    return config(users=[{"name": "u", "user": {"exec": login}}])
+
+
+def test_login_program_that_hangs_is_not_waited_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k8s.kubeconfig.LOGIN_S", 0.3)
+    file.write_text(yaml.safe_dump(logging_in_with("exec sleep 20")))
+    with pytest.raises(
+        ConfigError, match=r"'lab' of .*hasn't ended after 0.3 s.*by hand: sh -c 'exec sleep 20'"
+    ):
+        load_account(None)
+
+
+def test_login_program_that_hangs_when_the_token_is_renewed(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credential = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "t", "expirationTimestamp": "2020-01-01T00:00:00Z"},
+    }
+    again = tmp_path / "again"
+    script = f"[ ! -e {again} ] || exec sleep 20; touch {again}; echo '{json.dumps(credential)}'"
+    file.write_text(yaml.safe_dump(logging_in_with(script)))
+    account = load_account(None)
+    monkeypatch.setattr("k8s.kubeconfig.LOGIN_S", 0.3)
+    with pytest.raises(ConfigError, match=r"login program hasn't ended after 0.3 s"):
+        account.authorization()
 
 
 def test_no_proxy_for_ones_own_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
