@@ -85,7 +85,8 @@ class Transport:
             deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
             left = max(1.0, deadline - time.monotonic())
             try:
-                return bytes(self._once(request, min(READ_S, left)).data)
+                answer = self._once(request, min(READ_S, left))
+                return _body(answer, request.asked, left)
             except Unreachable as error:
                 request.unsure |= error.sent
                 deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
@@ -102,7 +103,7 @@ class Transport:
         Raises Unreachable, also from the iterator, when the connection can't be made, is cut, or
         is silent for `read_s`.
         """
-        answer = self._once(request, read_s, stream=True)
+        answer = self._once(request, read_s)
         try:
             yield _pieces(answer, request.asked)
         finally:
@@ -124,25 +125,21 @@ class Transport:
                 raise Unreachable(f"{request.asked}: {error}") from error
         raise AssertionError("the second try returns or raises")
 
-    def _once(
-        self, request: Request, read_s: float, *, stream: bool = False
-    ) -> urllib3.BaseHTTPResponse:
-        """One try, or two if the credentials turn out to be old. Raises for a status >= 300."""
+    def _once(self, request: Request, read_s: float) -> urllib3.BaseHTTPResponse:
+        """One try, or two if the credentials turn out to be old; the body isn't read yet.
+
+        Raises for a status >= 300.
+        """
         for may_reload in (True, False):
             account, rest = self._account, self._rest
-            answer = _send(account, rest, request, read_s, stream)
+            answer = _send(account, rest, request, read_s)
             self._answered = True
             if answer.status == 401 and may_reload:
                 answer.close()
                 self._reload(account)
                 continue
             if answer.status >= 300:
-                try:
-                    status = status_of(answer.data)
-                except (urllib3.exceptions.HTTPError, OSError) as error:
-                    raise Unreachable(f"{request.asked}: {error}") from error
-                finally:
-                    answer.close()
+                status = status_of(_body(answer, request.asked, READ_S))
                 raise _refusal(answer.status, status, answer.headers, request.asked)
             return answer
         raise AssertionError("the second try returns or raises")
@@ -156,7 +153,7 @@ class Transport:
 
 
 def _send(
-    account: Account, rest: RESTClientObject, request: Request, read_s: float, stream: bool
+    account: Account, rest: RESTClientObject, request: Request, read_s: float
 ) -> urllib3.BaseHTTPResponse:
     headers = {"Accept": "application/json, */*", "User-Agent": "vllm-promotion-pipeline"}
     if authorization := account.authorization():
@@ -173,7 +170,7 @@ def _send(
             _url(account, request),
             body=body,
             headers=headers,
-            preload_content=not stream,
+            preload_content=False,
             timeout=urllib3.Timeout(connect=CONNECT_S, read=read_s),
             redirect=False,
             retries=False,
@@ -224,6 +221,24 @@ def _refusal(
         sent=code != 429,
         retry_after_s=retry_after_s,
     )
+
+
+def _body(answer: urllib3.BaseHTTPResponse, asked: Asked, within_s: float) -> bytes:
+    """All of the body. `within_s`: the read timeout is for each wait for bytes, which an answer
+    that trickles never reaches. Raises Unreachable.
+    """
+    deadline = time.monotonic() + within_s
+    read = []
+    try:
+        while piece := answer.read1(65536):
+            read.append(piece)
+            if time.monotonic() > deadline:
+                raise Unreachable(f"{asked}: the answer has no end after {within_s:.0f} s")
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Unreachable(f"{asked}: connection cut ({_cause(error)})") from error
+    finally:
+        answer.close()  # one that was read to its end has given its connection back by now
+    return b"".join(read)
 
 
 def _pieces(answer: urllib3.BaseHTTPResponse, asked: Asked) -> Iterator[bytes]:

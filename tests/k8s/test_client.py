@@ -1,6 +1,8 @@
 """The client against a real API server, and against one that goes wrong."""
 
+import contextlib
 import dataclasses
+import http.server
 import threading
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import certifi
 import pytest
+import yaml
 
 from k8s.client import Client
 from k8s.errors import (
@@ -340,6 +343,49 @@ def test_certificate_of_another_cluster(
     monkeypatch.setenv("KUBECONFIG", str(path))
     with pytest.raises(ConfigError, match=r"certificate isn't accepted.*context 'test'"):
         Client(Transport(None), "default").list("Pod")
+
+
+def test_an_answer_that_trickles_is_given_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read timeout is for each read: it never ends that."""
+    over = threading.Event()
+
+    class Trickle(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not over.wait(0.05):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    # Without a deadline the answer ends, too late, by a cut; else this test would hang.
+    cut = threading.Timer(20, over.set)
+    cut.start()
+    try:
+        kubeconfig = {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c"}}],
+            "clusters": [
+                {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+            ],
+        }
+        (tmp_path / "k").write_text(yaml.safe_dump(kubeconfig))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "k"))
+        with pytest.raises(Unreachable, match="the answer has no end after 1 s"):
+            Client(Transport(None), "default", budget_s=1.0).list("ConfigMap")
+    finally:
+        cut.cancel()
+        over.set()
+        server.shutdown()
+        server.server_close()
 
 
 # Watches
