@@ -95,7 +95,14 @@ class LeaseLost(KubernetesError):
 
 
 class PodUnreachable(KubernetesError):
-    """A Pod's port can't be reached by port-forward, or doesn't answer in time."""
+    """A Pod's port can't be reached by port-forward, or doesn't answer in time.
+
+    `cut`: the connection broke off, so the same request may well be answered the next time.
+    """
+
+    def __init__(self, message: str, *, code: int = 0, cut: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.cut = cut
 
 
 class HttpStatus(KubernetesError):

@@ -24,6 +24,9 @@ from k8s.transport import Backoff, Request
 # holds the port's number.
 _PROTOCOL = "v4.channel.k8s.io"
 _DATA, _ERROR = 0, 1
+# A connection that breaks off says nothing of the Pod: API servers and proxies restart.
+_GET_TRIES = 3
+_AGAIN_S = 0.5
 
 
 @contextlib.contextmanager
@@ -46,7 +49,9 @@ def pod_connection(
         raise PodUnreachable(f"{what}: no answer in {timeout_s:g} s") from error
     except (http.client.HTTPException, ConnectionError) as error:
         why = forward.trouble or str(error) or type(error).__name__
-        raise PodUnreachable(f"{what}: {why}") from error
+        broke_off = isinstance(error, ConnectionError | http.client.IncompleteRead)
+        cut = broke_off and not forward.trouble
+        raise PodUnreachable(f"{what}: {why}", cut=cut) from error
     finally:
         connection.close()
         forward.close()
@@ -61,8 +66,17 @@ def get_text(
     timeout_s: float,
     namespace: str | None = None,
 ) -> str:
-    """GET; the body as text. Raises PodUnreachable, HttpStatus for a status of 300 or more."""
-    return _ask(client, pod, port, "GET", path, None, timeout_s, namespace)
+    """GET, again after a cut; the body as text. `timeout_s` is for each try. Raises
+    PodUnreachable, HttpStatus for a status of 300 or more.
+    """
+    for tries_left in reversed(range(_GET_TRIES)):
+        try:
+            return _ask(client, pod, port, "GET", path, None, timeout_s, namespace)
+        except PodUnreachable as error:
+            if not error.cut or not tries_left:
+                raise
+            time.sleep(_AGAIN_S)
+    raise AssertionError("the last try returns or raises")
 
 
 def get_json(
@@ -74,8 +88,8 @@ def get_json(
     timeout_s: float,
     namespace: str | None = None,
 ) -> Any:
-    """GET; the body as JSON."""
-    text = _ask(client, pod, port, "GET", path, None, timeout_s, namespace)
+    """The same; the body as JSON."""
+    text = get_text(client, pod, port, path, timeout_s=timeout_s, namespace=namespace)
     return _parse(text, f"GET {path} of Pod {pod} port {port}")
 
 

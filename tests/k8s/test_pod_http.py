@@ -20,6 +20,7 @@ from k8s.transport import Transport
 from tests.k8s.api_faults import Fault, FaultyApi
 from tests.k8s.apiserver import NOBODY_TOKEN, ApiServer, free_port
 from tests.k8s.simulated_node import SimulatedNode
+from tests.k8s.stub_engine import StubEngine, serving
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,11 @@ def test_error_status_has_its_text(client: Client, pod: str, port: int) -> None:
 
 def test_nothing_listens(client: Client, pod: str) -> None:
     port = free_port()
-    with pytest.raises(PodUnreachable, match=f"{pod} port {port}: an error occurred forwarding"):
+    with pytest.raises(
+        PodUnreachable, match=f"{pod} port {port}: an error occurred forwarding"
+    ) as error:
         get_text(client, pod, port, "/", timeout_s=5)
+    assert not error.value.cut
 
 
 def test_no_answer_in_time(client: Client, pod: str, port: int) -> None:
@@ -127,9 +131,49 @@ def test_no_answer_in_time(client: Client, pod: str, port: int) -> None:
         get_text(client, pod, port, "/slow", timeout_s=1)
 
 
-def test_answer_that_breaks_off(client: Client, pod: str, port: int) -> None:
+def test_answer_that_always_breaks_off(
+    faulty: Client, faults: FaultyApi, pod: str, port: int
+) -> None:
     with pytest.raises(PodUnreachable, match="IncompleteRead"):
-        get_text(client, pod, port, "/half", timeout_s=5)
+        get_text(faulty, pod, port, "/half", timeout_s=5)
+    assert len(faults.seen("portforward")) == 3
+
+
+def test_a_get_is_asked_again_after_a_cut(
+    faulty: Client, faults: FaultyApi, pod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = StubEngine("m", "/models/m")
+    asked = []
+
+    def metrics() -> str:
+        asked.append("metrics")
+        if len(asked) == 1:
+            faults.cut()
+        return "all is well"
+
+    monkeypatch.setattr(engine, "metrics", metrics)
+    with serving(engine):
+        assert get_text(faulty, pod, engine.port, "/metrics", timeout_s=10) == "all is well"
+    assert len(asked) == 2
+
+
+def test_a_post_is_sent_once(
+    faulty: Client, faults: FaultyApi, pod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = StubEngine("m", "/models/m")
+    bodies = []
+
+    def complete(_: str, body: dict[str, str]) -> tuple[int, dict[str, str]]:
+        bodies.append(body)
+        faults.cut()
+        return 200, {}
+
+    monkeypatch.setattr(engine, "complete", complete)
+    with serving(engine):
+        with pytest.raises(PodUnreachable) as error:
+            post_json(faulty, pod, engine.port, "/v1/completions", {"model": "m"}, timeout_s=10)
+        assert error.value.cut
+    assert len(bodies) == 1
 
 
 def test_no_such_pod(client: Client, server: ApiServer) -> None:

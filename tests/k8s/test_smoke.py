@@ -12,6 +12,7 @@ from k8s.client import Client
 from k8s.gpus import Gpu
 from k8s.manifests import Release, unresolved
 from k8s.rollout import Rollout
+from tests.k8s.api_faults import FaultyApi
 from tests.k8s.manifests import rendered
 from tests.k8s.simulated_node import SimulatedNode
 from tests.k8s.stub_engine import StubEngine, serving
@@ -184,6 +185,57 @@ def test_an_engine_that_is_away(
     report = smoke.smoke_test(client, release(), rollout)
     assert report.health == 0
     assert "/health doesn't answer" in report.summary()
+
+
+@pytest.mark.parametrize("cut_at", ["metrics", "complete"])
+def test_a_cut_connection_refuses_no_candidate(
+    faulty: Client,
+    faults: FaultyApi,
+    node: SimulatedNode,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    cut_at: str,
+) -> None:
+    engine = good()
+    asked = []
+    answer = getattr(engine, cut_at)
+
+    def cut_the_first(*args: Any) -> Any:
+        asked.append(args)
+        said = answer(*args)
+        if len(asked) == 1:
+            faults.cut()
+        return said
+
+    monkeypatch.setattr(engine, cut_at, cut_the_first)
+    report = report_of(faulty, node, name, engine, monkeypatch)
+    assert report.failures == ()
+    # The engine has counted what never came too, and the report says so.
+    twice = cut_at == "complete"
+    assert report.asked_again == int(twice)
+    assert report.tokens_advanced == 17 * (1 + twice)
+    assert ("advanced by 34, with 1 asked again after a cut" in report.summary()) == twice
+
+
+def test_a_connection_that_is_always_cut_fails_it(
+    faulty: Client,
+    faults: FaultyApi,
+    node: SimulatedNode,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = good()
+    asked = []
+
+    def complete(*args: Any) -> Any:
+        asked.append(args)
+        faults.cut()
+        return 200, {}
+
+    monkeypatch.setattr(engine, "complete", complete)
+    report = report_of(faulty, node, name, engine, monkeypatch)
+    assert not report.passed
+    assert len(asked) == 2
 
 
 def test_nvidia_smi_found_nothing(
