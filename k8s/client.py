@@ -211,7 +211,8 @@ class Client:
         selectors = _selectors(labels, {"metadata.name": name} if name else None)
         deadline = time.monotonic() + timeout_s
         backoff = Backoff()
-        while (left := deadline - time.monotonic()) > 0:
+        while True:
+            left = deadline - time.monotonic()
             found, version = self._list(kind_of(kind), selectors, namespace, left)
             last = found[-1] if found else None
             yield from found
@@ -228,14 +229,15 @@ class Client:
                             last = None if event["type"] == "DELETED" else event["object"]
                             yield last
                     if time.monotonic() - opened < _SHORT_S:
-                        backoff.sleep(deadline)
+                        _pause(backoff, deadline)
                     yield last if name else None
+                return
             except Unreachable as error:
-                backoff.sleep(deadline, error.retry_after_s)
+                _pause(backoff, deadline, error.retry_after_s)
             except KubernetesError as error:
                 if error.code != 410:
                     raise
-                backoff.sleep(deadline)
+                _pause(backoff, deadline)
 
     def _window(
         self,
@@ -323,6 +325,12 @@ class Client:
             if live is not None and body is not None and _has(live, body):
                 return live
             raise
+
+
+def _pause(backoff: Backoff, deadline: float, at_least_s: float = 0.0) -> None:
+    """Sleep, to the deadline at most."""
+    if not backoff.sleep(deadline, at_least_s):
+        time.sleep(max(0.0, deadline - time.monotonic()))
 
 
 def split_lines(pieces: Iterator[bytes], *, last: bool = False) -> Iterator[bytes]:

@@ -451,6 +451,24 @@ def test_watch_ends_in_time_and_repeats_the_state(client: Client, name: str) -> 
     assert len(states) >= 2
 
 
+def test_watch_spares_a_server_that_asks_for_more_time_than_there_is(
+    faulty: Client, client: Client, faults: FaultyApi, name: str
+) -> None:
+    client.create(config_map(name, a="1"))
+    faults.add(Fault("GET .*watch=true", times=1000, status=429, retry_after_s=30))
+    states = []
+    for obj in faulty.watch("ConfigMap", name=name, timeout_s=3.0):
+        states.append(obj and obj["data"]["a"])
+        client.patch("ConfigMap", name, {"data": {"a": "2"}})
+    assert len(faults.seen("watch=true")) == 1
+    assert states == ["1", "2"], "the last one is never missed"
+
+
+def test_watch_says_that_the_server_is_away_at_its_end(faulty: Client, faults: FaultyApi) -> None:
+    with faults.away(), pytest.raises(Unreachable):
+        list(faulty.watch("ConfigMap", timeout_s=0.5))
+
+
 @pytest.mark.parametrize("status", [410, 429, 500])
 def test_watch_lists_again_after(
     faulty: Client, client: Client, faults: FaultyApi, name: str, status: int
