@@ -1,5 +1,6 @@
 """Queries to the Prometheus that KEDA asks too, and reading an engine's own /metrics."""
 
+import http.client
 import json
 import re
 import urllib.error
@@ -30,7 +31,7 @@ def query(client: Client, cluster: ClusterSpec, promql: str) -> list[float]:
         text = _get(client, address, path)
     except HttpStatus as error:
         raise PrometheusError(f"{where} answers {error.code} to {promql}: {error.body}") from None
-    except (PodUnreachable, OSError) as error:
+    except (PodUnreachable, OSError, http.client.HTTPException) as error:
         raise PrometheusError(f"{where} can't be asked: {error}") from None
     try:
         result = json.loads(text)["data"]["result"]

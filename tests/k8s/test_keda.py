@@ -99,6 +99,7 @@ class StubPrometheus:
     series: int = 1
     age: float = 1.0
     broken: int = 0
+    breaks_off: bool = False
     queries: list[str] = field(default_factory=list)
     address: str = ""
 
@@ -123,9 +124,11 @@ def prometheus_stub(stub: StubPrometheus) -> Iterator[StubPrometheus]:
             body: dict[str, Any] = {"data": {"resultType": "vector", "result": result}}
             if stub.broken:
                 body = {"error": "no such thing"}
+            answer = json.dumps(body).encode()
             self.send_response(stub.broken or 200)
+            self.send_header("Content-Length", str(len(answer) + stub.breaks_off))
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write(answer)
 
         def log_message(self, *args: object) -> None:
             pass
@@ -163,6 +166,14 @@ def test_prometheus_refuses(client: Client, cluster: ClusterSpec, stub: StubProm
     stub.broken = 422
     with pytest.raises(prometheus.PrometheusError, match=r"answers 422 to sum\(: .*no such thing"):
         prometheus.query(client, cluster, "sum(")
+
+
+def test_prometheus_that_restarts_in_the_middle_of_an_answer(
+    client: Client, cluster: ClusterSpec, stub: StubPrometheus
+) -> None:
+    stub.breaks_off = True
+    with pytest.raises(prometheus.PrometheusError, match="can't be asked: IncompleteRead"):
+        prometheus.query(client, cluster, "up")
 
 
 @pytest.mark.parametrize(
