@@ -12,6 +12,7 @@ from k8s.errors import AlreadyExists, Conflict, KubernetesError, LeaseHeld, Leas
 
 _POLL_S = 1.0
 _REMIND_S = 60.0  # how often a wait is spoken of
+_RELEASE_TRIES = 5
 
 
 class Lease:
@@ -34,7 +35,7 @@ class Lease:
         self._holder = holder
         self._ttl_s = ttl_s
         self._trouble = ""
-        self._renewed = 0.0  # monotonic time at which the last successful renewal was sent
+        self._renewed = 0.0  # _awake_or_not() at which the last successful renewal was sent
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -115,7 +116,7 @@ class Lease:
         """
         if self._taken_by_others:
             return self._taken_by_others
-        silent_s = time.monotonic() - self._renewed
+        silent_s = _awake_or_not() - self._renewed
         if silent_s >= self._ttl_s:
             return f"not renewed for {silent_s:.0f} s ({self._trouble or 'no renewal is running'})"
         return None
@@ -132,9 +133,12 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give it back, if it is still ours. Never raises for a Lease that is already gone."""
+        """Give it back, if it is still ours. Never raises for a Lease that is already gone.
+
+        Raises Conflict if others keep changing it: then it expires.
+        """
         self.__exit__(None, None, None)
-        while True:
+        for tries_left in reversed(range(_RELEASE_TRIES)):
             live = self._client.find("Lease", self._name)
             if live is None or (live.get("spec") or {}).get("holderIdentity") != self._holder:
                 return
@@ -142,12 +146,13 @@ class Lease:
             try:
                 self._client.replace(live)
                 return
-            except (Conflict, NotFound):
-                continue  # a last heartbeat came between
+            except (Conflict, NotFound):  # a last heartbeat came between
+                if not tries_left:
+                    raise
 
     def _take(self, live: Obj | None) -> bool:
         """Make it ours as it was seen; False if it has changed since."""
-        sent = time.monotonic()
+        sent = _awake_or_not()
         spec = dict((live or {}).get("spec") or {})
         if spec.get("holderIdentity") != self._holder:
             spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + bool(live)
@@ -196,6 +201,15 @@ class Lease:
             self._taken_by_others = f"held by {holder}" if holder else "released by someone else"
         elif not self._take(live):
             raise Conflict("others keep changing it")
+
+
+def _awake_or_not() -> float:
+    """Seconds on a clock that never jumps and, where there is one, goes on while a laptop sleeps:
+    others see our silence then, and take the Lease.
+    """
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 def _now() -> str:

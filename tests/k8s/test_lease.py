@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from k8s.client import Client
-from k8s.errors import LeaseHeld, LeaseLost
+from k8s.errors import Conflict, LeaseHeld, LeaseLost
 from k8s.lease import Lease
 from tests.k8s.api_faults import Fault, FaultyApi
 
@@ -107,6 +107,35 @@ def test_not_renewable_is_noticed_and_ends_when_it_is_still_ours(
                 lease.check()
         time.sleep(1.5)
         lease.check()
+
+
+def test_a_laptop_that_slept_is_not_sure_of_it(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """time.monotonic() stands still in a suspend."""
+    lease = Lease.acquire(client, name, "run-1", ttl_s=30)
+    lease.check()
+    awake = time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(time, "clock_gettime", lambda _: awake + 3600)
+    with pytest.raises(LeaseLost, match="not renewed for 36"):
+        lease.check()
+
+
+def test_release_ends_when_others_keep_changing_it(
+    faulty: Client, faults: FaultyApi, name: str
+) -> None:
+    lease = Lease.acquire(faulty, name, "run-1")
+    faults.add(Fault("PUT .*/leases/", times=50, status=409))
+    with pytest.raises(Conflict):
+        lease.release()
+    assert len(faults.seen("PUT")) == 5
+
+
+def test_release_survives_conflicts(faulty: Client, faults: FaultyApi, name: str) -> None:
+    lease = Lease.acquire(faulty, name, "run-1")
+    faults.add(Fault("PUT .*/leases/", times=2, status=409))
+    lease.release()
+    assert spec(faulty, name)["holderIdentity"] == ""
 
 
 def test_renewal_survives_conflicts_and_lost_answers(
