@@ -113,7 +113,7 @@ class Client:
     ) -> None:
         """Ask for the deletion; doesn't wait for it. `uid`: only if it is still that object.
 
-        An object that isn't there is deleted.
+        An object that isn't there is deleted. Raises Conflict if the server refuses it.
         """
         options: Obj = {"propagationPolicy": propagation}
         if uid:
@@ -124,7 +124,7 @@ class Client:
             pass
         except Conflict:
             live = self.find(kind, name, namespace=namespace)
-            if live is not None and live["metadata"]["uid"] == uid:
+            if live is not None and uid in (None, live["metadata"]["uid"]):
                 raise
 
     def patch(

@@ -307,6 +307,14 @@ def test_delete_whose_answer_is_lost_is_done(faulty: Client, faults: FaultyApi, 
     assert len(faults.seen("DELETE")) == 2
 
 
+def test_delete_that_is_refused_is_not_done(faulty: Client, faults: FaultyApi, name: str) -> None:
+    live = faulty.create(config_map(name))
+    for uid in (None, live["metadata"]["uid"]):
+        faults.add(Fault("DELETE", status=409))
+        with pytest.raises(Conflict):
+            faulty.delete("ConfigMap", name, uid=uid)
+
+
 def test_apply_survives_conflicts_of_the_server_with_itself(
     faulty: Client, faults: FaultyApi, name: str
 ) -> None:
