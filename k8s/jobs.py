@@ -23,6 +23,10 @@ _POLL_S = 0.5
 # A Job's controller may be refused a Pod for a moment (a ServiceAccount that was just made).
 _NO_POD_S = 8.0
 _DELETION_S = 120.0
+# A pool that scales up from nothing takes 2 to 5 minutes. (Engines, whose GPU nodes come slower
+# and bring a large image, get 900 s.)
+_NO_NODE_S = 600.0
+_CREATE_TRIES = 5
 # How long the Job's controller may take to notice that the Pod has failed.
 _CONTROLLER_S = 10.0
 _SIGKILL, _SIGTERM = 137, 143
@@ -49,20 +53,19 @@ def run_job(
     *,
     deadline_s: float,
     on_event: Callable[[Obj], None],
-    unschedulable_s: float = 120.0,
 ) -> JobResult:
     """Create the Job, or adopt the one of the same name and content, and see it through.
 
     A failed one of the same name is deleted and made again. `on_event` gets each JSON event;
     other lines, and what the Pod is waiting for, as {"event": "log", "message": line}.
 
-    Raises JobFailed (the program's own error, OOM, image, quota, no node for `unschedulable_s`),
+    Raises JobFailed (the program's own error, OOM, image, quota, no node for 10 min),
     WaitTimeout. A Job that still runs is left alone then, and on any BaseException: whoever
     called ends it (rollout.abandon, or the next run's rollout.reap).
     """
     deadline = time.monotonic() + deadline_s
     made = _create_or_adopt(client, job, deadline)
-    return _see_through(_Watched(client, made, deadline, on_event), unschedulable_s)
+    return _see_through(_Watched(client, made, deadline, on_event))
 
 
 def await_end(
@@ -74,7 +77,7 @@ def await_end(
     """
     watched = _Watched(client, job, time.monotonic() + deadline_s, on_event)
     try:
-        _see_through(watched, unschedulable_s=120.0)
+        _see_through(watched)
     except JobFailed as error:
         return str(error)
     return ""
@@ -102,9 +105,9 @@ def running(client: Client, labels: Mapping[str, str]) -> list[Obj]:
     ]
 
 
-def _see_through(watched: "_Watched", unschedulable_s: float) -> JobResult:
+def _see_through(watched: "_Watched") -> JobResult:
     client, on_event = watched.client, watched.on_event
-    pod = watched.started_pod(unschedulable_s)
+    pod = watched.started_pod()
     container = pod["spec"]["containers"][0]["name"]
     events: list[Obj] = []
     lines: list[str] = []
@@ -141,7 +144,7 @@ class _Watched:
     def what(self) -> str:
         return f"Job {self.client.namespace}/{self.job['metadata']['name']}"
 
-    def started_pod(self, unschedulable_s: float) -> Obj:
+    def started_pod(self) -> Obj:
         """Wait until the first container of the Job's Pod runs or has run."""
         refused_since = unschedulable_since = None
         while True:
@@ -164,8 +167,8 @@ class _Watched:
                     self._fail(why)
                 why = _unschedulable(pod)
                 unschedulable_since = (unschedulable_since or time.monotonic()) if why else None
-                if unschedulable_since and time.monotonic() - unschedulable_since > unschedulable_s:
-                    self._fail(f"no node takes its Pod for {unschedulable_s:.0f} s: {why}")
+                if unschedulable_since and time.monotonic() - unschedulable_since > _NO_NODE_S:
+                    self._fail(f"no node takes its Pod for {_NO_NODE_S:.0f} s: {why}")
                 if pod["status"].get("phase") == "Failed":
                     self._fail(pod_state(pod))
             if time.monotonic() + _POLL_S > self.deadline:
@@ -331,10 +334,12 @@ def _create_or_adopt(client: Client, job: Obj, deadline: float) -> Obj:
     meta = {**job["metadata"]}
     meta["annotations"] = {**meta.get("annotations", {}), SPEC_HASH: wanted_hash}
     name = meta["name"]
-    while True:
+    for tries_left in reversed(range(_CREATE_TRIES)):
         try:
             return client.create({**job, "metadata": meta})
         except AlreadyExists:
+            if not tries_left:  # others keep making it and deleting it
+                raise
             live = client.find("Job", name)
         if live is None:
             continue
@@ -350,6 +355,7 @@ def _create_or_adopt(client: Client, job: Obj, deadline: float) -> Obj:
                 )
             _ask_to_delete(client, live)
         _await_gone(client, live, min(deadline, time.monotonic() + _DELETION_S))
+    raise AssertionError("the last try returns or raises")
 
 
 def _readable(client: Client, job: Obj) -> bool:

@@ -35,13 +35,15 @@ _REASONS = {
 class Fault:
     """What happens to the next `times` requests whose `METHOD /path?query` matches `match`.
 
-    `status`: this answer instead of the server's. `lost`: the server does it, and the answer
-    never comes. `cut_after`: so many bytes of the answer come. `delay_s` before it is forwarded.
+    `status`: this answer instead of the server's, with its usual `reason` or another. `lost`: the
+    server does it, and the answer never comes. `cut_after`: so many bytes of the answer come.
+    `delay_s` before it is forwarded.
     """
 
     match: str
     times: int = 1
     status: int = 0
+    reason: str = ""
     retry_after_s: int | None = None
     lost: bool = False
     cut_after: int | None = None
@@ -232,7 +234,7 @@ def _one_request(head: bytes) -> bytes:
 
 
 def _answer(fault: Fault) -> bytes:
-    reason = _REASONS.get(fault.status, "Unknown")
+    reason = fault.reason or _REASONS.get(fault.status, "Unknown")
     body = json.dumps(
         {
             "kind": "Status",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from k8s.client import Client
-from k8s.errors import JobFailed, WaitTimeout
+from k8s.errors import AlreadyExists, JobFailed, WaitTimeout
 from k8s.jobs import run_job
 from tests.k8s.api_faults import Fault, FaultyApi
 from tests.k8s.simulated_node import SimulatedNode, SimulatedPod, patch_status
@@ -190,7 +190,16 @@ def test_container_that_can_not_start(
         run(client, job(name))
 
 
-def test_pod_without_a_node(client: Client, server: object, name: str) -> None:
+def test_others_that_keep_making_it(faulty: Client, faults: FaultyApi, name: str) -> None:
+    faults.add(Fault("POST .*/jobs", times=50, status=409, reason="AlreadyExists"))
+    with pytest.raises(AlreadyExists):
+        run(faulty, job(name))
+    assert len(faults.seen("POST .*/jobs")) == 5
+
+
+def test_pod_without_a_node(
+    client: Client, server: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def script() -> None:
         while not (pods := client.list("Pod", labels={"t": name})):
             time.sleep(0.1)
@@ -200,8 +209,10 @@ def test_pod_without_a_node(client: Client, server: object, name: str) -> None:
         patch_status(client, pods[0]["metadata"]["name"], {"conditions": conditions})
 
     threading.Thread(target=script, daemon=True).start()
-    with pytest.raises(JobFailed, match=r"no node takes its Pod for 1 s: 0/1 nodes .*gpu"):
-        run(client, job(name), unschedulable_s=0.6)
+    with monkeypatch.context() as patience:
+        patience.setattr("k8s.jobs._NO_NODE_S", 0.6)
+        with pytest.raises(JobFailed, match=r"no node takes its Pod for 1 s: 0/1 nodes .*gpu"):
+            run(client, job(name))
     with pytest.raises(WaitTimeout, match="Unschedulable: 0/1 nodes are available"):
         run(client, job(name), deadline_s=0.6)
 
