@@ -62,6 +62,10 @@ class Invalid(KubernetesError):
     """400 or 422: the API server refuses the object; the message names the fields."""
 
 
+class UnreadableRecord(KubernetesError):
+    """What was written down of a promotion isn't of this version, or was edited by hand."""
+
+
 class WaitTimeout(KubernetesError):
     """A deadline passed. `last_state` is what was seen last."""
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from catalog import ClusterSpec, ModelSpec
 from catalog.spec import STORED
 from k8s.client import Client
-from k8s.errors import KubernetesError
+from k8s.errors import UnreadableRecord
 from k8s.manifests import Thresholds
 from k8s.manifests.release import RECORD, Release, ServedAdapter, Slot, labels, slot_name
 
@@ -93,7 +93,7 @@ def name(model: ModelSpec) -> str:
 
 
 def read(client: Client, model: ModelSpec) -> tuple[PromotionRecord | None, PromotionRecord | None]:
-    """(current, previous). Raises KubernetesError for a record that can't be read."""
+    """(current, previous). Raises UnreadableRecord for a record that can't be read."""
     data = _stored(client, model)
     return _parse(name(model), data, "current"), _parse(name(model), data, "previous")
 
@@ -109,7 +109,7 @@ def _parse(config: str, data: dict[str, str], key: str) -> PromotionRecord | Non
     try:
         written = _Format.model_validate_json(data[key]).format
         if written > FORMAT:
-            raise KubernetesError(
+            raise UnreadableRecord(
                 f"ConfigMap {config}, key {key}: has format {written}, this version reads "
                 f"{FORMAT}. Use the version that wrote it, or a newer one"
             )
@@ -117,7 +117,7 @@ def _parse(config: str, data: dict[str, str], key: str) -> PromotionRecord | Non
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "JSON"
-        raise KubernetesError(
+        raise UnreadableRecord(
             f"ConfigMap {config}, key {key}: is no record of this version: {field}: "
             f"{first['msg']}. Restore it, or remove the key: then there is nothing to roll back to"
         ) from None
@@ -130,7 +130,7 @@ class _Format(BaseModel):
 def everything(client: Client) -> list[tuple[Key, PromotionRecord]]:
     """All records of the namespace, also of models that the catalog no longer has.
 
-    Raises KubernetesError if any of them can't be read.
+    Raises UnreadableRecord if any of them can't be read.
     """
     found = []
     for config in client.list("ConfigMap"):

@@ -49,3 +49,22 @@ def test_one_run_for_each_model_that_is_live(
     assert [(run.partition_key, run.run_key) for run in asked] == [
         ("smollm2-135m", "smollm2-135m 2026-11-25")
     ]
+
+    # One record that nobody can read is no reason to leave out the others.
+    broken = records.name(catalog().model("llama-3.1-8b-instruct"))
+    client.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": broken, "namespace": client.namespace},
+            "data": {"current": "{"},
+        }
+    )
+    asked = tick()
+    assert isinstance(asked, list)
+    assert [run.partition_key for run in asked] == ["smollm2-135m"]
+    client.delete("ConfigMap", records.name(catalog().model("smollm2-135m")))
+    said = tick()
+    assert isinstance(said, str)
+    assert f"ConfigMap {broken}, key current: is no record" in said
+    client.delete("ConfigMap", broken)
