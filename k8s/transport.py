@@ -1,6 +1,7 @@
 """Requests to the API server: credentials, timeouts, retries, streams, web sockets."""
 
 import contextlib
+import itertools
 import json
 import random
 import ssl
@@ -81,7 +82,7 @@ class Transport:
         """
         started = time.monotonic()
         backoff = Backoff()
-        while True:
+        for tries in itertools.count(1):
             deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
             left = max(1.0, deadline - time.monotonic())
             try:
@@ -91,10 +92,12 @@ class Transport:
                 request.unsure |= error.sent
                 deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
                 if not backoff.sleep(deadline, error.retry_after_s):
+                    took = "once" if tries == 1 else f"for {time.monotonic() - started:.1f} s"
                     raise Unreachable(
-                        f"{error} (tried for {time.monotonic() - started:.0f} s as "
-                        f"{self._account.described}). Is the cluster up, and is this its address?"
+                        f"{error} (tried {took} as {self._account.described}). "
+                        "Is the cluster up, and is this its address?"
                     ) from error
+        raise AssertionError("the last try returns or raises")
 
     @contextlib.contextmanager
     def stream(self, request: Request, read_s: float) -> Iterator[Iterator[bytes]]:
@@ -216,7 +219,7 @@ def _refusal(
         retry_after_s = 0.0
     why = f"HTTP status {code}: {status.get('message') or 'no reason given'}"
     return Unreachable(
-        f"{asked}: HTTP status {code}: {why}",
+        f"{asked}: {why}",
         code=code,
         sent=code != 429,
         retry_after_s=retry_after_s,

@@ -299,6 +299,18 @@ def test_a_write_under_a_lease_is_given_up_in_time(
     assert len(faults.seen("PATCH")) > 1
 
 
+@pytest.mark.parametrize(
+    ("retry_after_s", "tried"), [(30, "tried once as"), (None, r"tried for \d\.\d s as")]
+)
+def test_a_server_that_stays_busy_is_described_once(
+    faulty: Client, faults: FaultyApi, retry_after_s: int | None, tried: str
+) -> None:
+    faults.add(Fault("GET", times=100, status=503, retry_after_s=retry_after_s))
+    with pytest.raises(Unreachable, match=tried) as error:
+        faulty.within(3.0).list("ConfigMap")
+    assert str(error.value).count("HTTP status 503") == 1
+
+
 def test_delete_whose_answer_is_lost_is_done(faulty: Client, faults: FaultyApi, name: str) -> None:
     faulty.create(config_map(name))
     faults.add(Fault("DELETE", lost=True))
