@@ -177,11 +177,6 @@ class Client:
             )
         )
 
-    def read(self, path: str, query: Mapping[str, str] | None = None) -> Obj:
-        """GET any path of the API that answers with JSON: /version, external metrics."""
-        request = Request(self.asked("get", None, path), "GET", path, query or {})
-        return _json(self.transport.call(request, self._budget_s), request.asked)
-
     def asked(
         self, verb: str, kind: Kind | None, name: str | None, namespace: str | None = None
     ) -> Asked:
@@ -197,7 +192,6 @@ class Client:
         labels: Mapping[str, str] | None = None,
         timeout_s: float,
         window_s: float = 30.0,
-        namespace: str | None = None,
     ) -> Iterator[Obj | None]:
         """States of one object (`name`; None: absent), or of all with `labels`, as they come.
 
@@ -213,7 +207,7 @@ class Client:
         backoff = Backoff()
         while True:
             left = deadline - time.monotonic()
-            found, version = self._list(kind_of(kind), selectors, namespace, left)
+            found, version = self._list(kind_of(kind), selectors, None, left)
             last = found[-1] if found else None
             yield from found
             if not found:
@@ -222,7 +216,7 @@ class Client:
                 while (left := deadline - time.monotonic()) > 0:
                     opened = time.monotonic()
                     seconds = max(1, round(min(window_s, left)))
-                    for event in self._window(kind, selectors, namespace, version, seconds):
+                    for event in self._window(kind, selectors, version, seconds):
                         backoff = Backoff()
                         version = event["object"]["metadata"]["resourceVersion"]
                         if event["type"] != "BOOKMARK":
@@ -243,13 +237,12 @@ class Client:
         self,
         kind_name: str,
         selectors: Mapping[str, str],
-        namespace: str | None,
         version: str,
         seconds: int,
     ) -> Iterator[Obj]:
         """The events of one watch request of so many seconds. Raises for an ERROR event."""
         kind = kind_of(kind_name)
-        where = self._namespace(kind, namespace)
+        where = self._namespace(kind, None)
         query = {
             **selectors,
             "watch": "true",

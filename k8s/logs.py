@@ -17,27 +17,23 @@ _OVERLAP = timedelta(seconds=1)
 _POLL_S = 0.5
 
 
-def follow(
-    client: Client, pod: str, container: str, *, deadline_s: float, namespace: str | None = None
-) -> Iterator[str]:
+def follow(client: Client, pod: str, container: str, *, deadline_s: float) -> Iterator[str]:
     """The lines of one run of the container, from its first, until it has ended.
 
     Waits for its start. Raises WaitTimeout after `deadline_s`, NotFound when the Pod or its log
     is gone.
     """
     deadline = time.monotonic() + deadline_s
-    run = _await_start(client, pod, container, deadline, namespace)
+    run = _await_start(client, pod, container, deadline)
     position = _Position()
     backoff = Backoff()
     while True:
         # Asked before the log is read: if it has ended by now, what is read is all there is.
-        previous, ended = _standing(client, pod, container, run, namespace)
+        previous, ended = _standing(client, pod, container, run)
         trouble = "its log ended, but it didn't"
         try:
             silence_s = max(1.0, min(_SILENCE_S, deadline - time.monotonic()))
-            for line in _read(
-                client, pod, container, namespace, position, previous, not ended, silence_s
-            ):
+            for line in _read(client, pod, container, position, previous, not ended, silence_s):
                 backoff = Backoff()
                 yield line
                 if time.monotonic() > deadline:
@@ -48,7 +44,7 @@ def follow(
         except (Unreachable, Invalid) as error:  # Invalid: the container is just being replaced
             trouble = str(error)
         if not backoff.sleep(deadline):
-            what = f"container {container} of Pod {namespace or client.namespace}/{pod}"
+            what = f"container {container} of Pod {client.namespace}/{pod}"
             last = position.last_line or "none"
             raise WaitTimeout(
                 f"{what} hasn't ended after {deadline_s:.0f} s; last line: {last} ({trouble})",
@@ -63,13 +59,12 @@ def tail(
     lines: int,
     *,
     previous: bool = False,
-    namespace: str | None = None,
 ) -> list[str]:
     """The last lines; `previous`: of the run before the last restart. [] if there is no log."""
     query = {"container": container, "tailLines": str(lines)}
     if previous:
         query["previous"] = "true"
-    request = _request(client, pod, namespace, query)
+    request = _request(client, pod, query)
     try:
         text = client.transport.call(request).decode("utf-8", "replace")
     except (NotFound, Invalid):  # no such Pod, not started, or nothing previous
@@ -125,7 +120,6 @@ def _read(
     client: Client,
     pod: str,
     container: str,
-    namespace: str | None,
     position: _Position,
     previous: bool,
     more: bool,
@@ -140,7 +134,7 @@ def _read(
     if position.since is not None:
         query["sinceTime"] = position.since.isoformat()
     position.resume()
-    request = _request(client, pod, namespace, query)
+    request = _request(client, pod, query)
     with client.transport.stream(request, silence_s) as pieces:
         for raw in split_lines(pieces, last=not more):
             text = raw.decode("utf-8", "replace")
@@ -148,7 +142,7 @@ def _read(
                 line = position.take(text)
             except ValueError:
                 # No time stamp: not a line of the log but the kubelet, saying that it has none.
-                where = f"container {container} of Pod {namespace or client.namespace}/{pod}"
+                where = f"container {container} of Pod {client.namespace}/{pod}"
                 if more:
                     raise Unreachable(f"the log of {where} can't be read: {text}") from None
                 raise NotFound(f"the log of {where} is gone: {text}") from None
@@ -156,37 +150,33 @@ def _read(
                 yield line
 
 
-def _request(client: Client, pod: str, namespace: str | None, query: dict[str, str]) -> Request:
-    where = namespace or client.namespace
+def _request(client: Client, pod: str, query: dict[str, str]) -> Request:
+    where = client.namespace
     asked = client.asked("read the log of", kind_of("Pod"), pod, where)
     return Request(asked, "GET", kind_of("Pod").path(where, pod, "log"), query)
 
 
-def _await_start(
-    client: Client, pod: str, container: str, deadline: float, namespace: str | None
-) -> str:
+def _await_start(client: Client, pod: str, container: str, deadline: float) -> str:
     """Wait until the container runs or has run. Returns the id of that run."""
     state = "no status"
     while True:
-        status = container_status(client.get("Pod", pod, namespace=namespace), container)
+        status = container_status(client.get("Pod", pod), container)
         if status.get("containerID"):
             return str(status["containerID"])
         for waiting in status.get("state", {}).values():
             state = " ".join(filter(None, (waiting.get("reason"), waiting.get("message"))))
         if time.monotonic() + _POLL_S > deadline:
             raise WaitTimeout(
-                f"container {container} of Pod {namespace or client.namespace}/{pod} didn't "
+                f"container {container} of Pod {client.namespace}/{pod} didn't "
                 f"start in time; last state: {state}",
                 last_state=state,
             )
         time.sleep(_POLL_S)
 
 
-def _standing(
-    client: Client, pod: str, container: str, run: str, namespace: str | None
-) -> tuple[bool, bool]:
+def _standing(client: Client, pod: str, container: str, run: str) -> tuple[bool, bool]:
     """(whether another run has taken its place, whether it has ended)."""
-    status = container_status(client.get("Pod", pod, namespace=namespace), container)
+    status = container_status(client.get("Pod", pod), container)
     if status.get("containerID") not in (None, run):
         return True, True
     # Between a crash and the restart it is "waiting", and its end is in the last state.

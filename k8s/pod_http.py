@@ -79,17 +79,9 @@ def get_text(
     raise AssertionError("the last try returns or raises")
 
 
-def get_json(
-    client: Client,
-    pod: str,
-    port: int,
-    path: str,
-    *,
-    timeout_s: float,
-    namespace: str | None = None,
-) -> Any:
+def get_json(client: Client, pod: str, port: int, path: str, *, timeout_s: float) -> Any:
     """The same; the body as JSON."""
-    text = get_text(client, pod, port, path, timeout_s=timeout_s, namespace=namespace)
+    text = get_text(client, pod, port, path, timeout_s=timeout_s)
     return _parse(text, f"GET {path} of Pod {pod} port {port}")
 
 
@@ -101,10 +93,9 @@ def post_json(
     body: Any,
     *,
     timeout_s: float,
-    namespace: str | None = None,
 ) -> Any:
     """POST JSON, once; the answer as JSON."""
-    text = _ask(client, pod, port, "POST", path, body, timeout_s, namespace)
+    text = _ask(client, pod, port, "POST", path, body, timeout_s, None)
     return _parse(text, f"POST {path} of Pod {pod} port {port}")
 
 

@@ -22,7 +22,6 @@ def wait(
     deadline_s: float,
     state: Callable[[Obj | None], str],
     progress: Progress = lambda _: None,
-    namespace: str | None = None,
 ) -> Obj | None:
     """Wait until `until(object)`; the object is None while it doesn't exist.
 
@@ -31,13 +30,11 @@ def wait(
     ConditionFailed with what `fail` returned, WaitTimeout after `deadline_s`, also if the API
     server is away by then.
     """
-    what = f"{kind} {namespace or client.namespace}/{name}"
+    what = f"{kind} {client.namespace}/{name}"
     last_state = None
     away = ""
     try:
-        for obj in client.watch(
-            kind, name=name, timeout_s=deadline_s, window_s=_ASK_AGAIN_S, namespace=namespace
-        ):
+        for obj in client.watch(kind, name=name, timeout_s=deadline_s, window_s=_ASK_AGAIN_S):
             seen = state(obj)
             if seen != last_state:
                 last_state = seen

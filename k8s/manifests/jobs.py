@@ -63,12 +63,9 @@ def resolve_job(
     cluster: ClusterSpec,
     revision: str,
     promotion: str,
-    attempt: int = 0,
     adapter: Adapter | None = None,
 ) -> Obj:
-    """Asks the Hub which commit the revision of the model or of its adapter is. `attempt`: 1, 2,
-    … for a retry.
-    """
+    """Asks the Hub which commit the revision of the model or of its adapter is."""
     repo = adapter.repo if adapter else model.repo
     container = {
         **_program(cluster, "resolve", cpu="50m", memory="128Mi", limit="512Mi"),
@@ -76,9 +73,7 @@ def resolve_job(
         "env": _hub_env(model, cluster),
         "volumeMounts": scratch_mounts(),
     }
-    return _job(
-        model, cluster, promotion, attempt, "resolve", container, [], deadline_s=RESOLVE_SECONDS
-    )
+    return _job(model, cluster, promotion, 0, "resolve", container, [], deadline_s=RESOLVE_SECONDS)
 
 
 def download_job(
@@ -92,7 +87,7 @@ def download_job(
 ) -> Obj:
     """Fetches, verifies and publishes the weights of a commit on the claim.
 
-    `rehash`: reads all of it again if it is there already.
+    `attempt`: 1, 2, … for a retry. `rehash`: reads all of it again if it is there already.
     """
     weights = model.weights
     # --allow=*.json, not two words: a pattern may begin with a dash.
