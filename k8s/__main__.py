@@ -31,7 +31,6 @@ KINDS = ("Deployment", "PodDisruptionBudget", "Service", "ScaledObject")
 # Not what is live: they are of one promotion.
 RENDERED_KINDS = (*KINDS, "Job", "ConfigMap")
 # The benchmark stage makes the real ones, from the catalog and the candidate's address.
-REVISION = "deployment.kubernetes.io/revision"  # counted by the controller, when it gets to it
 EXAMPLE_PROFILE = '{"example": "the benchmark stage writes the load profile here"}'
 EXAMPLE_BENCHMARK_SECONDS = 600
 
@@ -66,9 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("platform", "importer"):
             continue
         command.add_argument("model", help="in catalog/models")
-        command.add_argument(
-            "--commit", type=str.lower, help="40 hex digits (default: what is live, or zeros)"
-        )
+        default = "zeros" if name == "render" else "what is live, or zeros"
+        command.add_argument("--commit", type=str.lower, help=f"40 hex digits (default: {default})")
         kinds = RENDERED_KINDS if name == "render" else KINDS
         command.add_argument("--kind", choices=kinds, help="this one only")
         if name == "render":
@@ -202,7 +200,8 @@ def _plain(obj: Obj | None) -> str:
         if key in ("name", "namespace", "labels", "annotations")
     }
     if "annotations" in meta:
-        kept = {key: value for key, value in meta["annotations"].items() if key != REVISION}
+        # The revision is counted by the controller, when it gets to it.
+        kept = {key: value for key, value in meta["annotations"].items() if key != slots.REVISION}
         meta["annotations"] = kept
     return to_yaml([{**obj, "metadata": meta, "status": None}])
 

@@ -323,7 +323,9 @@ def in_flight_at(rates: Capacity, steps: Sequence[Step]) -> float | None:
 
 
 def limited_by(steps: Sequence[Step]) -> str:
-    """The resource that ran out first, by the engine's metrics in the highest step."""
+    """The resource that ran out first, by the engine's metrics in the lowest step that failed:
+    above it everything is short. `steps` by rate.
+    """
     failed = [step for step in steps if step.verdict == "fail"]
     if not failed:
         return "nothing within the rates tried"

@@ -11,7 +11,7 @@ import yaml
 from catalog import ClusterSpec, ModelSpec
 from catalog.load import Catalog, catalog
 from k8s import __main__ as cli
-from k8s import manifests
+from k8s import manifests, slots
 from k8s.client import Client
 from k8s.manifests import Release
 from tests.k8s.manifests import rendered
@@ -181,7 +181,7 @@ def test_diff(
         client.apply(obj)
     assert cli.main(["diff", model.name]) == 0
     live = client.get("Deployment", release.name)
-    counted = {**live["metadata"]["annotations"], cli.REVISION: "7"}
+    counted = {**live["metadata"]["annotations"], slots.REVISION: "7"}
     later = {**live, "metadata": {**live["metadata"], "annotations": counted}}
     assert cli._plain(live) == cli._plain(later), "the controller may come in between"
     assert capsys.readouterr().out == ""

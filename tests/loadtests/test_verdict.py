@@ -293,6 +293,18 @@ def test_resource_that_ran_out(values: dict[str, float], name: str) -> None:
     assert limited_by([step]).startswith(name)
 
 
+def test_what_ran_out_first_is_seen_where_the_first_step_failed() -> None:
+    rows = [make_row(i * 250, ttft_ms=900) for i in range(60)]
+    first, later = (
+        judge([make_window(rate, rows, samples=tuple(samples))], PROFILE, ())
+        for rate, samples in (
+            (4, [sample(s, num_requests_running=8.0, num_requests_waiting=9.0) for s in range(10)]),
+            (8, [sample(s, kv_cache_usage_perc=0.99) for s in range(10)]),
+        )
+    )
+    assert limited_by([first, later]).startswith("batch slots")
+
+
 def test_nothing_ran_out_where_all_passed() -> None:
     assert limited_by(steps((4, "pass"))) == "nothing within the rates tried"
 
