@@ -162,8 +162,12 @@ class SimulatedNode:
         return thread
 
     def remove_deleted(self) -> None:
-        """As a kubelet does: finish the deletion of Pods, until the node stops."""
-        while not self._stop.wait(0.2):
+        """As a kubelet does: finish the deletion of Pods, until the node stops, and then once
+        more: a Pod that is for ever on its way out would be waited for by later tests.
+        """
+        stopped = False
+        while not stopped:
+            stopped = self._stop.wait(0.2)
             here = self.client.list("Pod", fields={"spec.nodeName": self.name})
             staying = set()
             for pod in here:
@@ -204,11 +208,13 @@ def start(client: Client, folder: Path) -> Iterator[SimulatedNode]:
         "daemonEndpoints": {"kubeletEndpoint": {"Port": server.server_address[1]}},
     }
     _call(client, "PATCH", node.name, "status", {"status": status}, kind="nodes")
-    threading.Thread(target=node.remove_deleted, daemon=True).start()
+    kubelet = threading.Thread(target=node.remove_deleted, daemon=True)
+    kubelet.start()
     try:
         yield node
     finally:
         node.stop()
+        kubelet.join(10)
         server.shutdown()
         server.server_close()
         client.delete("Node", node.name)
