@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,9 +49,10 @@ def importer(target: Target) -> Iterator[str]:
 
 def brought(target: Target, repo: str, revision: str, here: Path) -> str:
     """Fetch a commit here and bring it into the cluster as the docs say. Returns the commit."""
-    commit = weights(target, "resolve", "--repo", repo, "--revision", revision)["commit"]
+    commit = str(weights(target, "resolve", "--repo", repo, "--revision", revision)["commit"])
+    forget(target, commit)  # else there is nothing to bring
     here.chmod(0o755)  # open to the server's user, as a volume must be
-    place = ("--repo", repo, "--commit", str(commit), "--root", str(here))
+    place = ("--repo", repo, "--commit", commit, "--root", str(here))
     fetched = weights(target, "fetch", *place)
     kubectl = [str(target.lab.kubectl), "--kubeconfig", str(target.lab.kubeconfig)]
     kubectl += ["-n", target.cluster.namespace, "exec", "-i", POD, "--"]
@@ -67,7 +69,19 @@ def brought(target: Target, repo: str, revision: str, here: Path) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["manifest_digest"] == fetched["manifest_digest"]
-    return str(commit)
+    assert not result["hit"]
+    return commit
+
+
+def forget(target: Target, commit: str) -> None:
+    """What other tests have put on the volume of it. An engine keeps the files it has open."""
+    nothing = "0" * 40  # at least one must be kept
+    others = [f"--keep={other}" for other in (published(target) | {nothing}) - {commit}]
+    target.kubectl(
+        "-n", target.cluster.namespace, "exec", POD, "--",
+        "python", "-m", "weights", "collect", "--root", "/models", "--older-than=0", *others,
+    )  # fmt: skip
+    assert commit not in published(target)
 
 
 def published(target: Target) -> set[str]:
@@ -121,12 +135,12 @@ def test_what_nothing_needs_is_collected_and_the_rollback_still_works(
     assert f"keep   {lab_model.REPO}@{first}" in dry.output
     assert f"keeps {second}: live as {MODEL}" in dry.output
     assert f"keeps {first}: rollback of {MODEL}" in dry.output
-    assert "1 would be removed" in dry.output
+    assert re.search(r"[1-9]\d* would be removed", dry.output)
     assert published(target) >= {first, second, third}, "a dry run removes nothing"
 
     real = collect(target, older_than_days=0, dry_run=False)
     assert real.status == 0, real.output[-6000:]
-    assert "1 removed" in real.output
+    assert re.search(r"[1-9]\d* removed", real.output)
     left = published(target)
     assert third not in left
     assert left >= {first, second}
