@@ -19,6 +19,8 @@ from k8s.lease import Lease
 from k8s.manifests import collect_job
 from k8s.manifests.jobs import COLLECT, COLLECT_SECONDS
 from k8s.manifests.release import PROMOTION
+from weights.collect import policy
+from weights.errors import UsageError
 
 # Another collection, or a fetch that looks for one, may hold the Lease for a moment.
 WAIT_S = 60.0
@@ -60,10 +62,6 @@ def collect_weights(
 
 def check(config: CollectConfig) -> None:
     """Raise Refused for what the Job would refuse, before anything is asked of the cluster."""
-    # Here, since all of huggingface_hub comes with it.
-    from weights.collect import policy
-    from weights.errors import UsageError
-
     try:
         policy([], config.older_than_days, config.free)
     except UsageError as error:

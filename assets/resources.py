@@ -76,14 +76,14 @@ def begin(context: Context, cluster: ClusterSpec, model: ModelSpec) -> Promotion
     """This run's Promotion. A run that was killed, whose Lease it has taken over, is told to
     Dagster as failed: nothing else would, and it would count as started for ever.
     """
-    promotion = Promotion.begin(cluster, model, context.run_id, context.log)
+    promotion = Promotion.begin(cluster, model, context.run.run_id, context.log)
     instance, killed = context.instance, promotion.lease.succeeded
     run = instance.get_run_by_id(killed) if killed else None
     if run is not None and not run.is_finished:
         instance.report_run_failed(
             run,
             f"Its process no longer renewed the Lease of {model.name}: it was killed, or is cut "
-            f"off from the cluster, where it can change nothing any more. Run {context.run_id} "
+            f"off from the cluster, where it can change nothing any more. Run {context.run.run_id} "
             "has taken over, and cleared up what it left.",
         )
         context.log.warning(f"Run {killed} was killed: it is marked as failed.")

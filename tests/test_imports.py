@@ -74,3 +74,17 @@ def test_dagster_modules_keep_real_annotations(folder: str) -> None:
         p.name for p in sources(folder) if (f := [m for _, m in imports(p)]) and "__future__" in f
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("folder", ["assets", "pipelines"])
+def test_dagster_modules_import_ours_as_they_load(folder: str) -> None:
+    """Dagster has this folder on its path only while it loads the definitions."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources(folder)
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MAY_IMPORT
+    ]
+    assert not wrong
