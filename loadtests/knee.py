@@ -1,46 +1,63 @@
 """λ* and its interval from windows at several rates. Pure.
 
-Attainment falls with the rate: an isotonic fit (pool adjacent violators) says so, and λ* is where
-it crosses the SLO, interpolated in log miss share over log rate. The interval comes from draws of
-each attainment's posterior (Jeffreys), with requests that are alike counted for less.
+Far from λ*, attainment by rate with an isotonic fit (pool adjacent violators) says where to look.
 
-The sharp part is a control variate (Lavenberg & Welch 1981). Whether a short window misses much or
-little is mostly chance of its arrivals, and those are known. So the same arrivals are sent through
-a model queue in virtual time: one server, work in proportion to the tokens asked (Lindley 1952).
-Its speed is fitted to the times measured. What the model did in these windows, less what it does
-in the long run, is luck, and is taken off to the degree that model and engine agree. A model that
-is wrong agrees little, and then little is taken off.
+Near it, counting misses is a poor estimate: they come in bursts, and whether a window has one more
+or less is mostly chance of its arrivals. So the windows are read as visits to states, n requests in
+flight: how long the engine was in each, how often a request ended there, how many arrivals found
+it and missed. In the long run the engine goes up from n to n + 1 as often as it comes down, and
+arrivals by Poisson come up at the asked rate in every state and see the states as they are in time
+(PASTA, Wolff 1982). So
+
+    p(n + 1) / p(n) = rate / (ends in n + 1 per second there),   misses = Σ p(n) · misses found in n
+
+whatever the engine is. That takes off the luck of the arrivals and the start from empty. It asks
+two things of the engine: with more in flight it doesn't end fewer a second, nor miss less often
+(isotonic fits again, which is where most of the noise goes), and both change little within NEAR of
+λ*, where all windows are pooled; rates on both sides of λ* cancel what they do change.
+
+The interval is a jackknife over blocks of consecutive requests.
 """
 
 import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise, zip_longest
 
-from loadtests.arrivals import draw
 from loadtests.intervals import design_effect, wilson
 from loadtests.profile import Profile
 from loadtests.verdict import Window, meets, nearness
 
-DRAWS = 200
-LONG_RUN = 60_000  # arrivals
-MODEL_NEAR = (0.7, 1.4)  # windows at such multiples of λ* teach the model
-MODEL_SPEEDS = tuple(0.98 * 2.5 ** (i / 19) for i in range(20))  # tried, as multiples of λ*
-MODEL_MISSES = 10  # fewer teach nothing
-MODEL_AGREES = 0.3
+NEAR = 1.2  # windows at rates within this ratio of λ* are pooled, the nearer the more
+BLOCK_REQUESTS = 100  # at least: what belongs together in a queue should lie in one block
+BLOCKS = 40  # at most, of the jackknife
+BLOCKS_LEAST = 8  # with fewer the interval is that between the verdicts
+TAIL = 0.1  # share of the time with most in flight, in which ends a second are taken for constant
+PASSES = 5  # of the fit, each around the estimate before
+# Two-sided 90 % of Student's t with 16 blocks is 1.75. Searches that stop when their interval is
+# narrow stop too soon more often than too late; with this factor 90 % of the intervals hold λ*.
+T90 = 1.9
 CLIFF = (0.99, 0.5)
 
 
 @dataclass(frozen=True)
+class Visits:
+    """Of each state n = 0, 1, … requests in flight: seconds in it, arrivals that found it, requests
+    that ended in it, and how many of the arrivals missed the SLO."""
+
+    seconds: list[float]
+    arrivals: list[float]
+    ends: list[float]
+    misses: list[float]
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What the fit needs of a window: `times` (s) and `sizes` (1 on average) of all requests, and
-    of the measured ones, the last, how `near` each came to a miss, and `miss` (1 or 0)."""
+    """What the fit needs of a window: its visits in blocks of time, and of its measured requests
+    how `near` each came to a miss, and `miss` (1 or 0)."""
 
     rate: float
-    times: tuple[float, ...]
-    sizes: tuple[float, ...]
+    blocks: tuple[Visits, ...]
     near: tuple[float, ...]
     miss: tuple[float, ...]
 
@@ -63,55 +80,97 @@ class Point:
 @dataclass(frozen=True)
 class Knee:
     """λ* and its 90 % interval. `below` and `above`: the rates tried on both sides of it, None
-    where there is none. `agreement`: correlation of model and engine, 0: no model was used."""
+    where there is none. `fitted`: from windows near λ*; if not, the interval is only that between
+    the rates that pass and fail for themselves (0, or the highest tried, where none does)."""
 
     estimate: float
     lower: float
     upper: float
     below: Point | None
     above: Point | None
-    agreement: float
+    fitted: bool
     warnings: tuple[str, ...]
 
 
 def seen(window: Window, profile: Profile) -> Seen:
     """A window, reduced."""
-    rows = sorted(window.rows, key=lambda row: (row.phase == "measure", row.scheduled))
+    rows = sorted(window.rows, key=lambda row: row.scheduled)
     measured = [row for row in rows if row.phase == "measure"]
-    mean = sum(row.tokens_asked for row in rows) / len(rows)
     return Seen(
         window.rate,
-        tuple(row.scheduled / 1e9 for row in rows),
-        tuple(row.tokens_asked / mean for row in rows),
+        tuple(_visits(window, profile)),
         tuple(nearness(row, profile.slo) for row in measured),
         tuple(float(not meets(row, profile.slo)) for row in measured),
     )
 
 
+def _visits(window: Window, profile: Profile) -> list[Visits]:
+    """The warm-up's requests count as in flight, but what happens then is no visit."""
+    steps = [(row.scheduled, 1, float(not meets(row, profile.slo))) for row in window.rows]
+    steps += [(max(row.end, row.scheduled + 1), -1, 0.0) for row in window.rows if row.end]
+    count = max(1, len(window.measured) // BLOCK_REQUESTS)
+    length = window.end - window.start
+    steps += [(window.start + length * (i + 1) // count, 0, 0.0) for i in range(count)]
+    steps.sort()
+    size = 1 + max(accumulate(step for _, step, _ in steps))
+    blocks = [Visits(*([0.0] * size for _ in range(4))) for _ in range(count)]
+    n, now, here = 0, window.start, iter(blocks)
+    block = next(here)
+    for at, step, miss in steps:
+        if at >= window.start:
+            block.seconds[n] += (at - now) / 1e9
+            now = at
+            if step > 0:
+                block.arrivals[n] += 1
+                block.misses[n] += miss
+            elif step < 0:
+                block.ends[n] += 1
+            elif (following := next(here, None)) is not None:
+                block = following
+            else:
+                break
+        n += step
+    return blocks
+
+
 def find(windows: Sequence[Seen], profile: Profile) -> Knee:
     """λ* from all windows so far (one at least)."""
-    target = profile.slo.attainment
+    target = 1 - profile.slo.attainment
     points = measured_points(windows)
-    rough = _crossing(points, isotonic(points), target)
-    agreement = 0.0
-    if profile.arrival != "trace":
-        points, agreement = _without_luck(windows, points, rough, profile)
-    fit = isotonic(points)
+    fit = isotonic([1 - point.attainment for point in points], [p.weight for p in points])
+    holds = sum(share <= target for share in fit)
     estimate = _crossing(points, fit, target)
-    rng = random.Random(1)  # the same answer for the same windows
-    drawn = sorted(
-        _crossing(points, isotonic(_posterior(points, rng)), target) for _ in range(DRAWS)
-    )
-    holds = [point for point, share in zip(points, fit, strict=True) if share >= target]
-    misses = points[len(holds) :]
-    return Knee(
+    bounds = [(p.rate, *wilson(p.attainment * p.weight, p.weight)) for p in points]
+    knee = Knee(
         estimate,
-        min(estimate, drawn[round(0.05 * DRAWS)]),
-        max(estimate, drawn[round(0.95 * DRAWS) - 1]),
-        holds[-1] if holds else None,
-        misses[0] if misses else None,
-        agreement,
-        _warnings(measured_points(windows)),
+        max((r for r, low, _ in bounds if low >= 1 - target and r <= estimate), default=0.0),
+        min(
+            (r for r, _, high in bounds if high < 1 - target and r >= estimate),
+            default=points[-1].rate,
+        ),
+        points[holds - 1] if holds else None,
+        points[holds] if holds < len(points) else None,
+        False,
+        _warnings(points),
+    )
+    poisson = profile.arrival == "poisson"
+    near: list[tuple[float, Seen]] = []
+    for _ in range(PASSES):
+        near = [(share, w) for w in windows if (share := _nearness(w.rate, estimate)) > 0]
+        visits = _sum([(share, block) for share, window in near for block in window.blocks])
+        if (better := _rate_of(visits, target, poisson, estimate)) is None:
+            return knee
+        estimate = better
+    if (error := _error(near, target, poisson, estimate)) is None:
+        return knee
+    return replace(
+        knee,
+        estimate=estimate,
+        lower=estimate * math.exp(-T90 * error),
+        upper=estimate * math.exp(T90 * error),
+        below=max((p for p in points if p.rate <= estimate), key=lambda p: p.rate, default=None),
+        above=min((p for p in points if p.rate > estimate), key=lambda p: p.rate, default=None),
+        fitted=True,
     )
 
 
@@ -129,45 +188,127 @@ def measured_points(windows: Sequence[Seen]) -> list[Point]:
     return points
 
 
-def isotonic(points: Sequence[Point]) -> list[float]:
-    """The attainments that never rise and lie nearest (pool adjacent violators)."""
+def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The values that never fall and lie nearest (pool adjacent violators)."""
     pools: list[tuple[float, float, int]] = []
-    for point in points:
-        share, weight, count = point.attainment, point.weight, 1
-        while pools and pools[-1][0] < share:
+    for value, weight in zip(values, weights, strict=True):
+        count = 1
+        while pools and pools[-1][0] > value:
             before, its_weight, its_count = pools.pop()
-            share = (before * its_weight + share * weight) / (its_weight + weight)
-            weight, count = its_weight + weight, its_count + count
-        pools.append((share, weight, count))
-    return [share for share, _, count in pools for _ in range(count)]
+            total = its_weight + weight
+            value = (before * its_weight + value * weight) / total if total else value
+            weight, count = total, its_count + count
+        pools.append((value, weight, count))
+    return [value for value, _, count in pools for _ in range(count)]
 
 
-def _crossing(points: Sequence[Point], fit: Sequence[float], target: float) -> float:
-    """Where the fit crosses the target; the outermost rate if it doesn't."""
-    above = sum(share >= target for share in fit)
-    if above in (0, len(fit)):
-        return points[0 if above == 0 else -1].rate
-    left, right = points[above - 1].rate, points[above].rate
-    low, high, wanted = (
-        math.log(max(1e-9, 1 - share)) for share in (fit[above - 1], fit[above], target)
-    )
-    share = min(1.0, max(0.0, (wanted - low) / (high - low)))
+def _crossing(points: Sequence[Point], misses: Sequence[float], target: float) -> float:
+    """Where the misses cross the target, interpolated in log miss share over log rate; the
+    outermost rate if they don't."""
+    below = sum(share <= target for share in misses)
+    if below in (0, len(misses)):
+        return points[0 if below == 0 else -1].rate
+    left, right = points[below - 1].rate, points[below].rate
+    low, high = (math.log(max(1e-9, share)) for share in misses[below - 1 : below + 1])
+    share = min(1.0, max(0.0, (math.log(target) - low) / (high - low)))
     return float(left * (right / left) ** share)
 
 
-def _posterior(points: Sequence[Point], rng: random.Random) -> list[Point]:
-    return [
-        Point(
-            point.rate,
-            rng.betavariate(
-                max(1e-3, point.attainment * point.weight),
-                max(1e-3, (1 - point.attainment) * point.weight),
-            ),
-            point.weight,
-            point.requests,
-        )
-        for point in points
-    ]
+def _nearness(rate: float, estimate: float) -> float:
+    """How much a window at a rate says about λ* (Epanechnikov's kernel)."""
+    return max(0.0, 1 - (math.log(rate / estimate) / math.log(NEAR)) ** 2)
+
+
+def _error(
+    windows: Sequence[tuple[float, Seen]], target: float, poisson: bool, estimate: float
+) -> float | None:
+    """Standard error of log λ* by a jackknife over blocks; None where these can't tell."""
+    ordered = sorted(windows, key=lambda window: window[1].rate)
+    blocks = [(share, block) for share, window in ordered for block in window.blocks]
+    count = min(BLOCKS, len(blocks))
+    if count < BLOCKS_LEAST:
+        return None
+    cuts = [round(i * len(blocks) / count) for i in range(count + 1)]
+    groups = [(1.0, _sum(blocks[a:b])) for a, b in pairwise(cuts)]
+    logs = []
+    for i in range(count):
+        rate = _rate_of(_sum(groups[:i] + groups[i + 1 :]), target, poisson, estimate)
+        if rate is None:
+            return None
+        logs.append(math.log(rate))
+    mean = sum(logs) / count
+    return math.sqrt(sum((value - mean) ** 2 for value in logs) * (count - 1) / count)
+
+
+def _sum(parts: Sequence[tuple[float, Visits]]) -> Visits:
+    """Of visits, each by its weight."""
+
+    def added(lists: Iterable[list[float]]) -> list[float]:
+        weighed = ([w * x for x in values] for (w, _), values in zip(parts, lists, strict=True))
+        return [sum(column) for column in zip_longest(*weighed, fillvalue=0.0)]
+
+    return Visits(
+        added(part.seconds for _, part in parts),
+        added(part.arrivals for _, part in parts),
+        added(part.ends for _, part in parts),
+        added(part.misses for _, part in parts),
+    )
+
+
+def _rate_of(visits: Visits, target: float, poisson: bool, around: float) -> float | None:
+    """The rate at which `target` of the requests miss, by these visits; None if it isn't near."""
+    if not sum(visits.misses) > 0 or sum(time > 0 for time in visits.seconds) < 2:
+        return None
+    ratios, found = _states(visits, poisson)
+    low, high = around / NEAR, around * NEAR
+    if not _misses(ratios, found, low) < target < _misses(ratios, found, high):
+        return None
+    for _ in range(20):
+        middle = math.sqrt(low * high)
+        if _misses(ratios, found, middle) < target:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(low * high)
+
+
+def _states(visits: Visits, poisson: bool) -> tuple[list[float], list[float]]:
+    """By state n: p(n + 1) / p(n), but for the rate; and the share of misses among those who found
+    n. Of the states with most in flight, few visits tell: they share one ratio."""
+    there = [n for n, time in enumerate(visits.seconds) if time > 0]
+    first, last = there[0], there[-1] - there[0]
+    seconds, arrivals, ends, misses = (
+        values[first : there[-1] + 1]
+        for values in (visits.seconds, visits.arrivals, visits.ends, visits.misses)
+    )
+    tail, least = last, TAIL * sum(seconds)
+    while tail > 1 and sum(seconds[tail:]) < least:
+        tail -= 1
+
+    def a_second(counts: Sequence[float], first: int) -> tuple[list[float], list[float]]:
+        parts = [(counts[n], seconds[n]) for n in range(first, tail)]
+        parts.append((sum(counts[tail:]), sum(seconds[tail:])))
+        return [c / s if s else 0.0 for c, s in parts], [s for _, s in parts]
+
+    down = isotonic(*a_second(ends, 1))
+    up = [1.0] * len(down)
+    if not poisson:
+        mean = sum(arrivals) / sum(seconds)
+        up = [rate / mean for rate in a_second(arrivals, 0)[0]]
+    ratios = [a / max(b, 1e-9) for a, b in zip(up, down, strict=False)]
+    ratios += ratios[-1:] * (last - len(ratios))
+    shares = [m / a if a else 1.0 for m, a in zip(misses, arrivals, strict=True)]
+    return ratios, isotonic(shares, arrivals)
+
+
+def _misses(ratios: Sequence[float], found: Sequence[float], rate: float) -> float:
+    """Share of the requests that miss at a rate; beyond the last state seen all goes on alike."""
+    beyond = rate * ratios[-1]
+    if beyond >= 1:
+        return 1.0
+    weights = list(accumulate(ratios, lambda weight, ratio: weight * rate * ratio, initial=1.0))
+    weights[-1] /= 1 - beyond
+    return sum(w * f for w, f in zip(weights, found, strict=True)) / sum(weights)
 
 
 def _warnings(points: Sequence[Point]) -> tuple[str, ...]:
@@ -186,106 +327,3 @@ def _warnings(points: Sequence[Point]) -> tuple[str, ...]:
                 f"between {left.rate:.4g} and {right.rate:.4g} req/s; keep a distance from λ*"
             )
     return tuple(found)
-
-
-def _without_luck(
-    windows: Sequence[Seen], points: list[Point], rough: float, profile: Profile
-) -> tuple[list[Point], float]:
-    """The points near λ*, corrected by the model queue; and its correlation with the engine."""
-    near = [w for w in windows if MODEL_NEAR[0] < w.rate / rough < MODEL_NEAR[1]]
-    missed = [m for window in near for m in window.miss]
-    if not MODEL_MISSES <= sum(missed) < len(missed):
-        return points, 0.0
-    agreement, work_s, limit_s = _fit_model(near, rough)
-    if agreement < MODEL_AGREES:
-        return points, 0.0
-    model = [[float(wait > limit_s) for wait in _waits(w, work_s)] for w in near]
-    theirs = [m for window in model for m in window]
-    share = _covariance(missed, theirs) / max(1e-12, _covariance(theirs, theirs))
-    share = min(1.0, max(0.0, share))
-    corrected = []
-    for point in points:
-        here = [i for i, window in enumerate(near) if window.rate == point.rate]
-        if not here:
-            corrected.append(point)
-            continue
-        rest = [[m - share * t for m, t in zip(near[i].miss, model[i], strict=True)] for i in here]
-        expected = _long_run_misses(
-            profile.arrival, profile.gamma_shape, point.rate, work_s, limit_s, near[here[0]].sizes
-        )
-        miss = sum(map(sum, rest)) / point.requests + share * expected
-        miss = min(1 - 1e-4, max(1e-4, miss))
-        variance = (
-            sum(_covariance(e, e) * design_effect(e) * len(e) for e in rest) / point.requests**2
-        )
-        # The model is fitted to these windows too: never trust it fully.
-        least = miss * (1 - miss) / point.requests * 0.5
-        weight = miss * (1 - miss) / max(variance, least)
-        corrected.append(Point(point.rate, 1 - miss, weight, point.requests))
-    return corrected, agreement
-
-
-def _fit_model(windows: Sequence[Seen], rough: float) -> tuple[float, float, float]:
-    """Correlation, seconds of work a request, and the wait (s) that stands for the limit: so that
-    the model misses as often as the engine did."""
-    near = [value for window in windows for value in window.near]
-    hits = len(near) - round(sum(sum(window.miss) for window in windows))
-    best = (0.0, 0.0, 0.0)
-    for speed in MODEL_SPEEDS:
-        work_s = 1 / (rough * speed)
-        waits = [wait for window in windows for wait in _waits(window, work_s)]
-        limit_s = sorted(waits)[hits - 1]
-        if limit_s <= 0:
-            continue
-        theirs = [min(1.0, max(0.0, (wait / limit_s - 0.25) / 0.75)) for wait in waits]
-        spread = _covariance(near, near) * _covariance(theirs, theirs)
-        agreement = _covariance(near, theirs) / math.sqrt(spread) if spread > 0 else 0.0
-        if agreement > best[0]:
-            best = (agreement, work_s, limit_s)
-    return best
-
-
-def _waits(window: Seen, work_s: float) -> list[float]:
-    """How long each measured request of a window would wait in the model queue, s."""
-    waits = _lindley(window.times, window.sizes, work_s)
-    return waits[len(waits) - window.requests :]
-
-
-def _lindley(times: Sequence[float], sizes: Sequence[float], work_s: float) -> list[float]:
-    wait, before = 0.0, times[0]
-    waits = []
-    for time, size in zip(times, sizes, strict=True):
-        wait = max(0.0, wait - (time - before))
-        before = time
-        waits.append(wait)
-        wait += size * work_s
-    return waits
-
-
-def _long_run_misses(
-    arrival: str,
-    gamma_shape: float,
-    rate: float,
-    work_s: float,
-    limit_s: float,
-    sizes: tuple[float, ...],
-) -> float:
-    """The model's share of misses in the long run."""
-    times = _long_arrivals(arrival, gamma_shape)
-    if max(sizes) - min(sizes) < 1e-9:
-        drawn: Sequence[float] = (1.0,) * len(times)
-    else:
-        drawn = random.Random(2).choices(sizes, k=len(times))
-    waits = _lindley(times, drawn, work_s * rate)  # in units of 1/rate
-    return sum(wait > limit_s * rate for wait in waits) / len(waits)
-
-
-@lru_cache(maxsize=4)
-def _long_arrivals(arrival: str, gamma_shape: float) -> tuple[float, ...]:
-    """Arrivals at rate 1, always the same ones."""
-    return tuple(draw(arrival, 1.0, LONG_RUN, "long run", gamma_shape))  # type: ignore[arg-type]
-
-
-def _covariance(a: Sequence[float], b: Sequence[float]) -> float:
-    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
-    return sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True)) / len(a)

@@ -1,27 +1,30 @@
 """Which rates a search for λ* runs, and for how long. Pure: `measure` offers the load.
 
 Double from the required rate to the first miss (or halve to the first hit), close in on the
-crossing of the fit (knee.py), then repeat the rates on both sides of it until its interval is
+crossing of the fit (knee.py), then load at rates on both sides of it until its interval is
 narrow, or the budget ends. Far from λ* windows are short; only near it they get long.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from loadtests.intervals import fewest_requests
-from loadtests.knee import Knee, Point, Seen, find, seen
+from loadtests.knee import Knee, Seen, find, seen
 from loadtests.profile import Profile
 from loadtests.result import Capacity, Step
 from loadtests.verdict import Window, judge, untrusted
 
-NARROW = 0.04  # half of λ*'s interval, as a share of it
+NARROW = 0.03  # half of λ*'s interval, as a share of it
 CLOSE = 1.15  # ratio of the two rates around λ*, between which a straight line is near enough
 INNER = 0.3  # a new rate between two comes no nearer to either than this share of their ratio
 NEAR_REQUESTS = 100  # of a window between two rates
-EDGE_REQUESTS = 200  # of a repeated one, at least
-EDGES_REQUESTS = 800  # of both sides of λ*, before its interval is believed
-EDGES_MISSES = 25  # near λ*, before its interval is believed
+EDGE = 1.05  # λ* is measured at rates this ratio below and above it
+SAME = 1.02  # rates nearer than this ratio are one
+EDGE_REQUESTS = 400  # of a window there, at least
+SIDE_REQUESTS = 800  # on each side of λ*, before its interval is believed
+ROUGH = 0.15  # half of an interval, as NARROW, that is good enough to look only there
 # Overload shows once the queue is as long as the SLO allows.
 LIMITS_OF_A_WINDOW = 3.0
 INVALID_AT_MOST = 2  # windows in a row, then this rate can't be offered
@@ -81,7 +84,7 @@ class Search:
         knee = self.knee
         if knee is None:
             return Capacity(lower=0.0, estimate=0.0, upper=None, at_least=False)
-        if knee.below is None:
+        if knee.below is None and not knee.fitted:
             assert knee.above is not None
             return Capacity(
                 lower=0.0,
@@ -90,7 +93,7 @@ class Search:
                 at_least=False,
                 warnings=knee.warnings,
             )
-        at_least = knee.above is None
+        at_least = knee.above is None and not knee.fitted
         return Capacity(
             lower=_round(knee.lower),
             estimate=_round(knee.estimate),
@@ -101,9 +104,12 @@ class Search:
 
     def _next(self) -> tuple[float, int] | None:
         """Rate and least requests of the next window; None when λ* is known well enough."""
-        if not self._seen:
+        knee = self.knee
+        if knee is None:
             return self.profile.slo.required_rate, 0
-        knee = self.knee = find(self._seen, self.profile)
+        half = (knee.upper - knee.lower) / 2 / knee.estimate
+        if knee.fitted and half < ROUGH:
+            return self._edge(knee.estimate, half)
         below, above = knee.below, knee.above
         if above is None:
             assert below is not None
@@ -115,22 +121,27 @@ class Search:
                 return None
             return max(above.rate / 2, self._lowest), 0
         ratio = above.rate / below.rate
-        if ratio > CLOSE:
-            least, most = below.rate * ratio**INNER, below.rate * ratio ** (1 - INNER)
-            return min(max(knee.estimate, least), most), NEAR_REQUESTS
-        if self._is_known(knee, below, above):
-            return None
-        edge = min(below, above, key=lambda point: point.requests)
-        return edge.rate, max(EDGE_REQUESTS, edge.requests)
+        if ratio < CLOSE:
+            return self._edge(knee.estimate, half)
+        least, most = below.rate * ratio**INNER, below.rate * ratio ** (1 - INNER)
+        return min(max(knee.estimate, least), most), NEAR_REQUESTS
 
-    def _is_known(self, knee: Knee, below: Point, above: Point) -> bool:
-        near = (1 / CLOSE**2 < w.rate / knee.estimate < CLOSE**2 for w in self._seen)
-        misses = sum(sum(w.miss) for w, is_near in zip(self._seen, near, strict=True) if is_near)
-        return (
-            (knee.upper - knee.lower) / 2 <= NARROW * knee.estimate
-            and below.requests + above.requests >= EDGES_REQUESTS
-            and misses >= EDGES_MISSES
-        )
+    def _edge(self, estimate: float, half: float) -> tuple[float, int] | None:
+        """The next window at one of the rates on both sides of λ*, as far as they may be tried."""
+        sides = [0, 0]
+        for window in self._seen:
+            if 1 / EDGE**2 < window.rate / estimate < EDGE**2:
+                sides[window.rate > estimate] += window.requests
+        edges = (estimate / EDGE, estimate * EDGE)
+        open_ = [i for i, rate in enumerate(edges) if self._lowest <= rate <= self._highest]
+        if not open_ or (half <= NARROW and all(sides[i] >= SIDE_REQUESTS for i in open_)):
+            return None
+        edge = edges[min(open_, key=lambda i: sides[i])]
+        tried = min(self.windows, key=lambda rate: abs(math.log(rate / edge)))
+        rate = tried if 1 / SAME < tried / edge < SAME else edge
+        # The error falls with the root of the requests.
+        more = sum(sides) * ((half / NARROW) ** 2 - 1) / 2
+        return rate, max(EDGE_REQUESTS, round(min(more, sum(sides) / 2)))
 
     def _settle(self, required: float) -> Iterator[Step]:
         """More windows at the required rate, and at the highest if it holds, until there is a
@@ -176,6 +187,7 @@ class Search:
         else:
             self.windows.setdefault(rate, []).append(window)
             self._seen.append(seen(window, self.profile))
+            self.knee = find(self._seen, self.profile)
         return judge(
             self._step_windows(rate),
             self.profile,

@@ -66,7 +66,7 @@ class Queue:
                 heapq.heapreplace(free, start + service)
                 wait_ms = (start - at) * 1e3
                 phase = "warmup" if number < warm else "measure"
-                rows.append(make_row(at * 1e3, wait_ms + BASE_MS, service * 250, phase=phase))
+                rows.append(make_row(at * 1e3, wait_ms + BASE_MS, service * 1e3 / 3, phase=phase))
             end = warmup_s + count / rate
             return Window(rate, int(warmup_s * 1e9), int(end * 1e9), tuple(rows), 0.1, ())
 

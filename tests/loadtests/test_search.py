@@ -13,23 +13,26 @@ QUEUE = Queue(servers=8, service_s=0.08, limit_ms=101)
 
 def searched(queue: Queue, seed: int, required: float, **changes: object) -> Search:
     knee = queue.knee()
-    fields: dict[str, object] = {"budget_seconds": 6000 / knee, **changes}
+    fields: dict[str, object] = {"budget_seconds": 20000 / knee, **changes}
     search = Search(queue.profile(required, 0.05 * knee, 8 * knee, **fields), queue.measure(seed))
     list(search.run())
     return search
 
 
-@pytest.mark.parametrize("queue", [QUEUE, Queue(1, 0.05, 201)], ids=["M/D/8", "M/D/1"])
+@pytest.mark.parametrize(
+    "queue",
+    [QUEUE, Queue(1, 0.05, 201), Queue(8, 0.08, 101, random_service=True)],
+    ids=["M/D/8", "M/D/1", "M/M/8"],
+)
 def test_the_knee_is_found(queue: Queue) -> None:
     knee = queue.knee()
-    for seed in range(5):
+    for seed in range(2):
         search = searched(queue, seed, knee / 4)
         found = search.capacity()
         assert found.estimate == pytest.approx(knee, rel=0.05), f"seed {seed}"
         assert found.upper is not None
-        assert found.lower <= found.estimate <= found.upper
-        assert search.next_step == ""
-        assert search.spent_s * knee < 6000
+        assert found.lower < found.estimate < found.upper
+        assert found.upper - found.lower < 0.1 * knee
         passed = [step.rate_asked for step in search.steps() if step.verdict == "pass"]
         assert knee / 4 in passed
         assert max(passed) <= knee, f"seed {seed}"
@@ -42,12 +45,13 @@ def test_from_above() -> None:
     assert steps[1.5 * QUEUE.knee()] == "fail"
 
 
-def test_without_a_model_queue_that_fits_the_interval_is_wide_and_honest() -> None:
-    queue = Queue(8, 0.08, 101, random_service=True)
-    search = searched(queue, 1, queue.knee() / 4)
-    found = search.capacity()
-    assert found.upper is not None
-    assert found.lower * 0.9 < queue.knee() < found.upper * 1.1
+def test_the_interval_holds_the_knee_also_where_service_times_scatter() -> None:
+    queue = Queue(1, 0.05, 201, random_service=True)
+    budget = 4000 / queue.knee()
+    found = [searched(queue, s, queue.knee() / 2, budget_seconds=budget) for s in range(8)]
+    held = [f.capacity().lower <= queue.knee() <= (f.capacity().upper or 0) for f in found]
+    assert sum(held) >= 6  # of 8 at 90 %
+    assert all(search.next_step for search in found)  # so little load is too little
 
 
 def test_the_highest_rate_that_holds_is_at_least() -> None:
