@@ -11,7 +11,8 @@ arrivals by Poisson come up at the asked rate in every state and see the states 
 
     p(n + 1) / p(n) = rate / (ends in n + 1 per second there),   misses = Σ p(n) · misses found in n
 
-whatever the engine is. That takes off the luck of the arrivals and the start from empty. It asks
+whatever the engine is. (Other arrivals see other states than time does: of them the p are counted.)
+That takes off the luck of the arrivals and the start from empty. It asks
 two things of the engine: with more in flight it doesn't end fewer a second, nor miss less often
 (isotonic fits again, which is where most of the noise goes), and both change little within NEAR of
 λ*, where all windows are pooled; rates on both sides of λ* cancel what they do change.
@@ -32,7 +33,7 @@ NEAR = 1.2  # windows at rates within this ratio of λ* are pooled, the nearer t
 BLOCK_REQUESTS = 100  # at least: what belongs together in a queue should lie in one block
 BLOCKS = 40  # at most, of the jackknife
 BLOCKS_LEAST = 8  # with fewer the interval is that between the verdicts
-TAIL = 0.1  # share of the time with most in flight, in which ends a second are taken for constant
+TAIL = 0.03  # share of the time with most in flight, in which ends a second are taken for constant
 PASSES = 5  # of the fit, each around the estimate before
 # Two-sided 90 % of Student's t with 16 blocks is 1.75. Searches that stop when their interval is
 # narrow stop too soon more often than too late; with this factor 90 % of the intervals hold λ*.
@@ -285,18 +286,15 @@ def _states(visits: Visits, poisson: bool) -> tuple[list[float], list[float]]:
     while tail > 1 and sum(seconds[tail:]) < least:
         tail -= 1
 
-    def a_second(counts: Sequence[float], first: int) -> tuple[list[float], list[float]]:
-        parts = [(counts[n], seconds[n]) for n in range(first, tail)]
-        parts.append((sum(counts[tail:]), sum(seconds[tail:])))
-        return [c / s if s else 0.0 for c, s in parts], [s for _, s in parts]
-
-    down = isotonic(*a_second(ends, 1))
-    up = [1.0] * len(down)
-    if not poisson:
+    if poisson:
+        parts = [(ends[n], seconds[n]) for n in range(1, tail)]
+        parts.append((sum(ends[tail:]), sum(seconds[tail:])))
+        down = isotonic([e / s if s else 0.0 for e, s in parts], [s for _, s in parts])
+        ratios = [1 / max(rate, 1e-9) for rate in down]
+        ratios += ratios[-1:] * (last - len(ratios))
+    else:
         mean = sum(arrivals) / sum(seconds)
-        up = [rate / mean for rate in a_second(arrivals, 0)[0]]
-    ratios = [a / max(b, 1e-9) for a, b in zip(up, down, strict=False)]
-    ratios += ratios[-1:] * (last - len(ratios))
+        ratios = [b / max(a, 1e-9) / mean for a, b in pairwise(arrivals)]
     shares = [m / a if a else 1.0 for m, a in zip(misses, arrivals, strict=True)]
     return ratios, isotonic(shares, arrivals)
 

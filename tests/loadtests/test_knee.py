@@ -51,7 +51,7 @@ def test_rates_on_both_sides_give_lambda_and_an_interval() -> None:
     assert found.upper / found.lower < 1.2
 
 
-def test_other_arrivals_than_poisson_come_up_as_they_did() -> None:
+def test_other_arrivals_than_poisson_see_the_states_that_they_saw() -> None:
     """Of a queue at its own rate, the misses found are those that were counted."""
     rng = random.Random(1)
     rate = 0.93 / 0.05
@@ -66,4 +66,4 @@ def test_other_arrivals_than_poisson_come_up_as_they_did() -> None:
     profile = profile.model_copy(
         update={"slo": profile.slo.model_copy(update={"attainment": 1 - missed})}
     )
-    assert find([window], profile).estimate == pytest.approx(rate, rel=0.05)
+    assert find([window], profile).estimate == pytest.approx(rate, rel=0.02)
