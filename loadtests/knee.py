@@ -12,10 +12,10 @@ arrivals by Poisson come up at the asked rate in every state and see the states 
     p(n + 1) / p(n) = rate / (ends in n + 1 per second there),   misses = Σ p(n) · misses found in n
 
 whatever the engine is. (Other arrivals see other states than time does: of them the p are counted.)
-That takes off the luck of the arrivals and the start from empty. It asks
-two things of the engine: with more in flight it doesn't end fewer a second, nor miss less often
-(isotonic fits again, which is where most of the noise goes), and both change little within NEAR of
-λ*, where all windows are pooled; rates on both sides of λ* cancel what they do change.
+That takes off the luck of the arrivals and the start from empty. It asks two things of the engine:
+with more in flight it doesn't end fewer a second, nor miss less often (isotonic fits again, which is
+where most of the noise goes), and both change little within NEAR of λ*, where all windows are
+pooled; rates on both sides of λ* cancel what they do change.
 
 The interval is a jackknife over blocks of consecutive requests.
 """
@@ -154,7 +154,8 @@ def find(windows: Sequence[Seen], profile: Profile) -> Knee:
         False,
         _warnings(points),
     )
-    poisson = profile.arrival == "poisson"
+    # The later turns of a conversation come when the one before has been answered.
+    poisson = profile.arrival == "poisson" and profile.conversations is None
     near: list[tuple[float, Seen]] = []
     for _ in range(PASSES):
         near = [(share, w) for w in windows if (share := _nearness(w.rate, estimate)) > 0]
