@@ -13,8 +13,8 @@ arrivals by Poisson come up at the asked rate in every state and see the states 
 
 whatever the engine is. (Other arrivals see other states than time does: of them the p are counted.)
 That takes off the luck of the arrivals and the start from empty. It asks two things of the engine:
-with more in flight it doesn't end fewer a second, nor miss less often (isotonic fits again, which is
-where most of the noise goes), and both change little within NEAR of λ*, where all windows are
+with more in flight it doesn't end fewer a second, nor miss less often (isotonic fits again, which
+is where most of the noise goes), and both change little within NEAR of λ*, where all windows are
 pooled; rates on both sides of λ* cancel what they do change.
 
 The interval is a jackknife over blocks of consecutive requests.
