@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from tests.accuracy.measure import (
@@ -201,12 +201,15 @@ def _pauses(pid: int) -> Iterator[None]:
     """Stops the tool's processes for 1 s, again and again."""
     ended = threading.Event()
 
+    def send(name: str) -> None:
+        # To the whole session: ours runs Locust in a process group of its own.
+        subprocess.run(["pkill", f"-{name}", "-s", str(pid)], check=False)
+
     def pause() -> None:
         while not ended.wait(PAUSE_EVERY_S):
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGSTOP)
-                time.sleep(PAUSE_S)
-                os.killpg(pid, signal.SIGCONT)
+            send("STOP")
+            time.sleep(PAUSE_S)
+            send("CONT")
 
     thread = threading.Thread(target=pause)
     thread.start()
