@@ -19,7 +19,11 @@ PREFIX = "promotion-record-"
 Key: TypeAlias = Literal["current", "previous", "next"]
 KEYS: tuple[Key, ...] = ("current", "previous", "next")
 # Fields of a model that say how it is fetched, tested and scaled, and not what users get of it.
-NOT_SERVED = {"revision", "weights", "adapters", "smoke", "traffic", "slo", "scaling", "rollout"}
+NOT_SERVED: dict[str, bool | set[str]] = {
+    **dict.fromkeys(("revision", "weights", "adapters", "smoke", "chat"), True),
+    **dict.fromkeys(("traffic", "slo", "scaling", "rollout"), True),
+    "gpus": {"products", "min_memory_mib"},
+}
 # Not the rollout's: an apply of the Deployment must not take the digest away.
 MANAGER = "vllm-promotion-records"
 

@@ -389,6 +389,8 @@ def overall(steps: Sequence[Step], profile: Profile, spoiled: str) -> tuple[Verd
     step = next((s for s in steps if s.rate_asked == required), None)
     if spoiled:
         return "invalid", spoiled
+    if not steps:
+        return "invalid", f"budget_seconds is too little for a window at {required:g} req/s"
     if step is None:
         last = steps[-1]
         return "invalid", f"the run ended before {required:g} req/s: {last.reason}"

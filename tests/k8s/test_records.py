@@ -53,6 +53,7 @@ def test_who_promotes_what_is_live_keeps_what_a_rollback_brings_back(
     records.write(client, of(release, "run-2"))
     for again in (
         of(release, "run-3"),
+        of(release, "run-3", gpus=model.gpus.model_copy(update={"min_memory_mib": 1})),
         # Measured otherwise, by another name of the same commit: users get the same.
         of(
             release, "run-4", revision="v1.0", slo=model.slo.model_copy(update={"ttft_p95_ms": 1.0})
