@@ -5,7 +5,7 @@ import dagster as dg
 from assets.partitions import MODELS
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from catalog import ModelSpec
 from k8s import gpus, records, rollout
 from k8s.gpus import Plan
@@ -48,15 +48,18 @@ def outage_seconds(model: ModelSpec, current: PromotionRecord | None) -> float:
     return start + model.rollout.soak_seconds + load + PODS_COME_AND_GO_S
 
 
-@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"})
+@dg.asset(
+    partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"}, config_schema=NO_CONFIG
+)
 def gpu_nodes(
     context: dg.AssetExecutionContext, cluster: Cluster, reports: Reports
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult[str]:
     """Count the free GPUs of the model's node pool, before anything is fetched or started.
 
     A spare GPU: the candidate comes up beside the live model. None: the live one makes room, with
     an outage that is stated here. Too few even so: the promotion ends here, as where an image is
     still an example's. What someone changed by hand on the live model since its promotion is named.
+    The value says how the candidate would come up now.
     """
     with stage(context, cluster, reports) as promotion:
         client, model = promotion.client, promotion.model
@@ -73,6 +76,7 @@ def gpu_nodes(
             context.log.warning(f"changed since the promotion of {model.name}: {change}")
         promotion.decided_by = f"{planned.strategy}: {planned.budget.describe()}"
         return dg.MaterializeResult(
+            value=planned.strategy,
             metadata={
                 "strategy": planned.strategy,
                 "gpus": planned.budget.describe(),

@@ -8,7 +8,7 @@ import dagster as dg
 from assets.partitions import MODELS
 from assets.promotion import Refused
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from assets.vllm_deployment import Candidate
 from k8s.fence import pass_gate, require
 from k8s.smoke import SmokeReport, smoke_test
@@ -21,7 +21,13 @@ CHECK = dg.AssetCheckSpec(
 )
 
 
-@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"vllm"}, check_specs=[CHECK])
+@dg.asset(
+    partitions_def=MODELS,
+    group_name="promotion",
+    kinds={"vllm"},
+    check_specs=[CHECK],
+    config_schema=NO_CONFIG,
+)
 def gpu_smoke_test(
     context: dg.AssetExecutionContext,
     cluster: Cluster,

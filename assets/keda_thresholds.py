@@ -9,7 +9,7 @@ import dagster as dg
 from assets.partitions import MODELS
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from assets.ttft_benchmark import Measured
 from assets.vllm_deployment import Candidate
 from k8s import keda
@@ -37,7 +37,13 @@ class Scaling:
     proof: TriggerProof
 
 
-@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"keda"}, check_specs=[CHECK])
+@dg.asset(
+    partitions_def=MODELS,
+    group_name="promotion",
+    kinds={"keda"},
+    check_specs=[CHECK],
+    config_schema=NO_CONFIG,
+)
 def keda_thresholds(
     context: dg.AssetExecutionContext,
     cluster: Cluster,

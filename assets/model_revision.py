@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import dagster as dg
 from pydantic import Field
 
-from assets.gpu_nodes import gpu_nodes
 from assets.partitions import MODELS
 from assets.promotion import Promotion
 from assets.resources import Cluster, Reports
@@ -21,7 +20,9 @@ class RevisionConfig(dg.Config):
     """What to promote instead of what the catalog names."""
 
     revision: str | None = Field(
-        default=None, description="Branch, tag or commit; by default the catalog's."
+        default=None,
+        min_length=1,
+        description="Branch, tag or commit; by default the catalog's.",
     )
 
 
@@ -38,10 +39,13 @@ class Revision:
     adapters: dict[str, str] = field(default_factory=dict)
 
 
-# GPUs are counted first: what no node can serve needn't be fetched.
-@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"huggingface"}, deps=[gpu_nodes])
+@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"huggingface"})
 def model_revision(
-    context: dg.AssetExecutionContext, config: RevisionConfig, cluster: Cluster, reports: Reports
+    context: dg.AssetExecutionContext,
+    config: RevisionConfig,
+    cluster: Cluster,
+    reports: Reports,
+    gpu_nodes: str,  # noqa: ARG001  # its value must be there: what no node can serve isn't fetched
 ) -> dg.MaterializeResult[Revision]:
     """Ask the Hub, once, which commit the branch or tag is. All later stages use the commit.
 

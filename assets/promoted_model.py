@@ -14,7 +14,7 @@ from assets.model_weights import Weights
 from assets.partitions import MODELS
 from assets.promotion import LEASE_TTL_S, Promotion
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from assets.ttft_benchmark import Measured, write_report
 from assets.vllm_deployment import Candidate
 from k8s import keda, records, traffic
@@ -26,7 +26,9 @@ from loadtests.compare import kept
 from loadtests.result import Result
 
 
-@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"})
+@dg.asset(
+    partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"}, config_schema=NO_CONFIG
+)
 def promoted_model(
     context: dg.AssetExecutionContext,
     cluster: Cluster,

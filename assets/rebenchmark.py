@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from assets.ttft_benchmark import measure, milliseconds, refusal, shown, verdict
 from assets.unfinished import live_promotion
 from catalog import ModelSpec
@@ -17,7 +17,7 @@ from loadtests.compare import compare as with_before
 from loadtests.result import Capacity, Result
 
 
-@dg.op
+@dg.op(config_schema=NO_CONFIG)
 def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports) -> None:
     """Measure a copy of the live model in the other slot, and compare with its promotion.
 

@@ -8,7 +8,7 @@ from assets.promoted_model import go_live, now
 from assets.promotion import Promotion, Refused
 from assets.rebenchmark import live_record
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from k8s import keda, records, rollout, traffic
 from k8s.fence import pass_gate
 from k8s.gpus import replicas_at_switch
@@ -16,7 +16,7 @@ from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
 
 
-@dg.op
+@dg.op(config_schema=NO_CONFIG)
 def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports) -> None:
     """Bring the previous record's deployment, weights and autoscaling back, smoke-tested again.
 

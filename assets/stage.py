@@ -14,6 +14,8 @@ from k8s.errors import KubernetesError
 from loadtests.profile import ProfileError
 from loadtests.result import ResultError
 
+# Dagster takes any config for a stage that names none, and the run goes on without a word.
+NO_CONFIG: dict[str, object] = {}
 # Errors whose message says what, where and what to do. Anything else is a bug of ours, and is
 # shown with its stack.
 KNOWN = (

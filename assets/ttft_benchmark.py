@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from assets.partitions import MODELS
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from assets.vllm_deployment import Candidate
 from catalog import ClusterSpec
 from catalog.load import trace_file
@@ -251,7 +251,13 @@ def _integers(row: Mapping[str, Any]) -> dict[str, int]:
     return {str(name): int(count) for name, count in row.items()}
 
 
-@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"locust"}, check_specs=[CHECK])
+@dg.asset(
+    partitions_def=MODELS,
+    group_name="promotion",
+    kinds={"locust"},
+    check_specs=[CHECK],
+    config_schema=NO_CONFIG,
+)
 def ttft_benchmark(
     context: dg.AssetExecutionContext,
     cluster: Cluster,

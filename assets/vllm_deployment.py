@@ -9,7 +9,7 @@ from assets.model_weights import Weights
 from assets.partitions import MODELS
 from assets.promotion import Promotion
 from assets.resources import Cluster, Reports
-from assets.stage import stage
+from assets.stage import NO_CONFIG, stage
 from catalog.model import RolloutPolicy
 from k8s import traffic
 from k8s.gpus import Strategy
@@ -56,7 +56,9 @@ def startup_seconds(policy: RolloutPolicy, size: int, read_bytes_per_s: float) -
     return round(min(max(seconds, policy.start_seconds_min), policy.start_seconds_max))
 
 
-@dg.asset(partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"})
+@dg.asset(
+    partitions_def=MODELS, group_name="promotion", kinds={"kubernetes"}, config_schema=NO_CONFIG
+)
 def vllm_deployment(
     context: dg.AssetExecutionContext,
     cluster: Cluster,

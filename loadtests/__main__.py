@@ -87,7 +87,7 @@ def _benchmark(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    """0: no regression, 1: one, 3: not comparable, 2: a file can't be read."""
+    """0: no regression, 1: one, 3: not comparable or without a verdict, 2: can't be read."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtests compare",
         description="Is the second result worse than the first, beyond both intervals?",
@@ -96,11 +96,15 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("after", type=Path, help="result.json")
     options = parser.parse_args(arguments)
     try:
-        before, after = (kept(load_result(path)) for path in (options.before, options.after))
+        results = {path: load_result(path) for path in (options.before, options.after)}
     except ResultError as error:
         print(error, file=sys.stderr)
         return USAGE
-    comparison = compare(before, after)
+    for path, result in results.items():
+        if result.verdict not in ("pass", "fail") or result.step_at_required_rate() is None:
+            print(f"not compared: {path} is {result.verdict}: {result.reason}")
+            return NO_VERDICT
+    comparison = compare(kept(results[options.before]), kept(results[options.after]))
     print(comparison.sentence())
     return NO_VERDICT if comparison.differs else 1 if comparison.regressions else 0
 

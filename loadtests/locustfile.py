@@ -37,8 +37,8 @@ EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "invalid": 3, "inconclus
 NO_VERDICT, USAGE = 3, 2
 # Profile fields that are flags of the same name.
 TRAFFIC = (
-    *("endpoint", "step_seconds", "warmup_seconds", "arrival", "gamma_shape", "seed"),
-    "timeout_s",
+    *("endpoint", "mode", "budget_seconds", "step_seconds", "warmup_seconds", "arrival"),
+    *("gamma_shape", "seed", "timeout_s"),
 )
 LIMITS = ("ttft_p95_ms", "itl_p95_ms", "error_rate", "required_rate")
 log = logging.getLogger("loadtests")
@@ -186,6 +186,11 @@ def _on_end(environment: Environment, path: str) -> Callable[[Exchange], None]:
 
 
 def _benchmark(environment: Environment, options: Any, workers: Workers | None) -> int:
+    if options.out:  # else it would be noticed when all is measured
+        try:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ProfileError(f"--out: {error}; name a folder that can be written") from None
     profile = _profile(environment.host, options)
     count = 1 if workers is None else workers.gather(options.expect_workers)
     profile = profile.model_copy(update={"workers": count if count > 1 else None})
@@ -212,7 +217,6 @@ def _benchmark(environment: Environment, options: Any, workers: Workers | None) 
     result, rows = run(profile, progress, on_end, on_row, offer)
     if options.out:
         folder = Path(options.out)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "rows.jsonl.gz").write_bytes(rows)
         (folder / "result.json").write_text(result.model_dump_json(indent=1) + "\n")
     if not options.json_events:

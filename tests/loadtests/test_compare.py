@@ -61,3 +61,17 @@ def test_a_file_of_another_version_is_refused(
     path.write_text(json.dumps({**json.loads(result().model_dump_json()), "format": 1}))
     assert main(["compare", str(path), str(path)]) == 2
     assert "has format 1, this program reads format 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [{"verdict": "invalid"}, {"verdict": "inconclusive"}, {"steps": ()}]
+)
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_what_measured_nothing_is_not_compared(
+    change: dict[str, object], which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        made = result().model_copy(update=change if name == which else {})
+        (tmp_path / f"{name}.json").write_text(made.model_dump_json())
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 3
+    assert f"not compared: {tmp_path / which}.json is " in capsys.readouterr().out

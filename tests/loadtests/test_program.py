@@ -294,6 +294,35 @@ def test_traffic_by_flags(tmp_path: Path) -> None:
     assert "serves m, not 'adapter'" in away.stderr
 
 
+def test_one_rate_by_flags(tmp_path: Path) -> None:
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--mode", "rate"]
+    arguments += ["--rates", "3,30", "--required-rate", "20", "--step-seconds", "1"]
+    arguments += ["--warmup-seconds", "1", "--ttft-p95-ms", "5000", "--itl-p95-ms", "2000"]
+    arguments += ["--budget-seconds", "20"]
+    with simulator(tmp_path / "m", simulation={"service_curve": FAST}) as engine:
+        ran = run_program(*arguments, "--host", engine.url, "--out", str(tmp_path / "out"))
+    assert ran.returncode == 0, ran.stderr
+    made = load_result(tmp_path / "out" / "result.json")
+    assert (made.profile.mode, made.profile.budget_seconds) == ("rate", 20)
+    assert {step.rate_asked for step in made.steps} == {20}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--mode", "search"], "flags: rate_range: is missing: where to search"),
+        (["--budget-seconds", "-5"], "flags: budget_seconds: "),
+        (["--out", "/dev/null"], "--out: [Errno 17] File exists: '/dev/null'"),
+    ],
+)
+def test_wrong_flags_are_named_before_any_load(flags: list[str], says: str) -> None:
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless", *flags]
+    ran = run_program(*arguments, "--host", "http://127.0.0.1:9")
+    assert ran.returncode == 2, ran.stderr
+    assert says in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_locusts_own_profile_is_not_taken_for_ours(tmp_path: Path) -> None:
     profile = write_profile(tmp_path, "http://127.0.0.1:9")
     arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless"]

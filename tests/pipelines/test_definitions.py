@@ -56,6 +56,22 @@ def test_the_gates_block() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("job", "step"),
+    [
+        *[("promote", stage.key.path[-1]) for stage in STAGES],
+        ("rollback", "roll_back"),
+        ("rebenchmark", "rebenchmark_live"),
+        ("collect", "collect_weights"),
+    ],
+)
+def test_a_config_that_a_step_does_not_take_is_refused(job: str, step: str) -> None:
+    """Else the run goes on, and promotes something else than was asked for."""
+    config = {"ops": {step: {"config": {"revison": "v3"}}}}
+    with pytest.raises(dg.DagsterInvalidConfigError, match="revison"):
+        dg.validate_run_config(REPOSITORY.get_job(job), config)
+
+
 @pytest.mark.parametrize("name", ["promote", "rebenchmark", "rollback"])
 def test_no_failed_run_is_tried_again_as_a_whole(name: str) -> None:
     """With Dagster's own decision; without the tag it would be "true"."""
