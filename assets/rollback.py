@@ -1,5 +1,7 @@
 """Job `rollback`: what was live before comes back."""
 
+from dataclasses import asdict
+
 import dagster as dg
 
 from assets.gpu_nodes import plan
@@ -52,6 +54,8 @@ def roll_back(context: dg.OpExecutionContext, cluster: Cluster, reports: Reports
                 "template_hash": ready.template_hash,
                 "seconds_to_ready": ready.seconds_to_ready,
                 "node": ready.node,
+                "gpus": [asdict(gpu) for gpu in report.gpus],
+                "strategy": planned.strategy,
                 "smoke": report.summary(),
             }
         )

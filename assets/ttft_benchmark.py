@@ -161,8 +161,7 @@ def of_another_version(error: str, cluster: ClusterSpec) -> str:
 
 def write_report(folder: Path, result: Result, record: Mapping[str, Any]) -> None:
     """(Re)write ttft.png and report.html."""
-    packed = folder / "rows.jsonl.gz"
-    rows = unpack_rows(packed.read_bytes()) if packed.exists() else []
+    rows = unpack_rows((folder / "rows.jsonl.gz").read_bytes())
     (folder / "ttft.png").write_bytes(picture.ttft_against_rate(result))
     (folder / "report.html").write_text(report.html(result, record, rows), encoding="utf-8")
 
@@ -224,6 +223,13 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
         for step in result.steps
     ]
     simulated = ", ".join(result.profile.simulated)
+    records = {
+        "steps": [dg.TableRecord(row) for row in steps],
+        "requests by outcome": [
+            dg.TableRecord({"req/s asked": float(row.pop("rate")), **_integers(row)})
+            for row in outcomes.to_dict("records")
+        ],
+    }
     return {
         "verdict": result.verdict,
         "reason": result.reason,
@@ -231,15 +237,10 @@ def shown(result: Result, folder: Path) -> dict[str, Any]:
             f"![TTFT against arrival rate](data:image/png;base64,{png})"
         ),
         "report": dg.MetadataValue.path(folder / "report.html"),
-        "steps": dg.MetadataValue.table([dg.TableRecord(row) for row in steps]),
-        "requests by outcome": dg.MetadataValue.table(
-            [
-                dg.TableRecord({"req/s asked": float(row.pop("rate")), **_integers(row)})
-                for row in outcomes.to_dict("records")
-            ]
-        ),
+        # Dagster takes no table without a row.
+        **{name: dg.MetadataValue.table(rows) for name, rows in records.items() if rows},
         "capacity": capacity(result),
-        "L* (requests in flight)": result.in_flight_at_capacity or 0.0,
+        "L* (requests in flight)": result.in_flight_at_capacity or "unknown: no rate passed",
         "limited by": result.limited_by,
         "GPUs": "shared with others" if result.profile.metadata.get("shared_gpus") else "its own",
         "simulated": simulated or "nothing",

@@ -2,8 +2,9 @@
 
 import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from catalog.model import ModelSpec
 from catalog.spec import ObjectName, PositiveFloat, PositiveInt, Quantity, Spec, amount, matching
@@ -68,10 +69,22 @@ class Images(Spec):
         return self
 
 
+def _check_port(url: str) -> str:
+    try:
+        urlsplit(url).port  # noqa: B018  # raises
+    except ValueError:
+        raise ValueError(f"{url!r}: its port is none from 0 to 65535") from None
+    return url
+
+
 class Prometheus(Spec):
     """`address` as KEDA reaches it. `monitor_labels`: what its PodMonitor selector wants."""
 
-    address: Annotated[str, matching(r"https?://[^/]+", "http://prometheus.monitoring.svc:9090")]
+    address: Annotated[
+        str,
+        matching(r"https?://[^/@\s]+", "http://prometheus.monitoring.svc:9090"),
+        AfterValidator(_check_port),
+    ]
     scrape_seconds: PositiveFloat = 15.0
     monitor_labels: dict[str, str] = {}
 
@@ -106,6 +119,8 @@ class ClusterSpec(Spec):
     def _no_credentials(cls, url: str | None) -> str | None:
         if url and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", url):
             raise ValueError("write http(s)://host[:port][/path], without user or password")
+        if url:
+            _check_port(url)
         return url
 
     @field_validator("node_pools")

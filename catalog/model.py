@@ -17,6 +17,7 @@ from catalog.spec import (
     PositiveFloat,
     PositiveInt,
     Quantity,
+    Revision,
     Spec,
     matching,
 )
@@ -67,7 +68,7 @@ class Adapter(Spec):
         matching(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", "sql-v2"),
     ]
     repo: HubRepo
-    revision: Annotated[str, StringConstraints(min_length=1)]
+    revision: Revision
 
 
 class KnownAnswer(Spec):
@@ -97,7 +98,7 @@ class Traffic(Spec):
     """
 
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
-    gamma_shape: PositiveFloat = 1.0
+    gamma_shape: Annotated[float, Field(ge=0.01, strict=False)] = 1.0
     prompt_tokens: PromptLengths
     output_tokens: Lengths
     trace: Trace | None = None
@@ -199,11 +200,13 @@ class ModelSpec(Spec):
         str,
         StringConstraints(max_length=40),
         # It ends in names of Services and Jobs, and may have dots.
-        matching(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "llama-3.1-8b-instruct"),
+        # A Service's begins with a letter (RFC 1035).
+        matching(r"[a-z]([-a-z0-9.]*[a-z0-9])?", "llama-3.1-8b-instruct"),
     ]
     repo: HubRepo
-    revision: Annotated[str, StringConstraints(min_length=1)]
-    served_name: Annotated[str, StringConstraints(min_length=1)]
+    revision: Revision
+    # As it stands in requests, after --served-model-name.
+    served_name: Annotated[str, matching(r"[A-Za-z0-9][\w./:@-]*", "llama-3.1-8b")]
     image: str
     gpus: Gpus
     resources: Resources
@@ -227,8 +230,8 @@ class ModelSpec(Spec):
 
     @field_validator("image")
     @classmethod
-    def _pinned(cls, image: str) -> str:
-        if not re.search(r"@sha256:[0-9a-f]{64}$", image):
+    def _pinned(cls, image: str, info: ValidationInfo) -> str:
+        if info.context != STORED and not re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", image):
             raise ValueError(f"{image!r} has no digest; pin it: <image>@sha256:<64 hex digits>")
         return image
 
@@ -241,9 +244,11 @@ class ModelSpec(Spec):
 
     @field_validator("env")
     @classmethod
-    def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
-        for key in env:
-            if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key):
+    def _no_secrets(cls, env: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for key in env if info.context != STORED else ():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                raise ValueError(f"{key!r} is no name of a variable, e.g. VLLM_LOGGING_LEVEL")
+            if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key.upper()):
                 raise ValueError(f"{key}: secrets don't belong into the catalog")
         return env
 

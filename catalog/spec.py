@@ -4,7 +4,14 @@ import re
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+)
 
 
 class Spec(BaseModel):
@@ -27,10 +34,12 @@ class Misfit(ValueError):
 
 
 def matching(pattern: str, example: str) -> AfterValidator:
-    """For text that must match as a whole; the example is shown where it doesn't."""
+    """For text that must match as a whole, unless it was stored; the example is shown where it
+    doesn't.
+    """
 
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
+    def check(value: str, info: ValidationInfo) -> str:
+        if info.context != STORED and not re.fullmatch(pattern, value):
             raise ValueError(f"{value!r} must match {pattern}, e.g. {example}")
         return value
 
@@ -47,6 +56,16 @@ HubRepo = Annotated[
     str,
     matching(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
 ]
+
+
+def _is_revision(value: str, info: ValidationInfo) -> str:
+    # What git allows in a name, as far as it shows at a glance, and braces: nobody rendered those.
+    if info.context != STORED and not re.fullmatch(r"(?!-)(?!.*\.\.)[^\s~^:?*\[\\{}$]+", value):
+        raise ValueError(f"{value!r} is no branch, tag or commit, e.g. main")
+    return value
+
+
+Revision = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_revision)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=False)]
 

@@ -12,10 +12,9 @@ from k8s import keda, slots, traffic
 from k8s.client import Client, Obj
 from k8s.errors import KubernetesError
 from k8s.manifests import Slot
+from k8s.manifests.engine import GPU_FIELDS
 
 Strategy: TypeAlias = Literal["blue_green", "recreate"]
-
-FIELDS = 6  # of a line of nvidia-smi, see k8s.manifests.engine.NVIDIA_SMI
 
 
 class NoGpus(KubernetesError):
@@ -96,7 +95,7 @@ class GpuBudget:
 
 
 def parse_nvidia_smi(text: str) -> list[Gpu]:
-    """The answer to --query-gpu=index,name,uuid,memory.total,memory.used,driver_version in CSV.
+    """The answer to the query for GPU_FIELDS in CSV.
 
     Raises ValueError with the line that can't be read.
     """
@@ -104,7 +103,7 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if not row or row[0] == "index":
             continue
-        if len(row) != FIELDS or not row[0].strip().isdigit():
+        if len(row) != len(GPU_FIELDS) or not row[0].strip().isdigit():
             raise ValueError(f"nvidia-smi printed no list of GPUs, but: {', '.join(row)}")
         index, product, uuid, total, used, driver = (cell.strip() for cell in row)
         gpus.append(Gpu(int(index), product, uuid, _mib(total), _mib(used), driver))

@@ -298,6 +298,12 @@ class _Login:
 
 
 def _login_of(user: dict[str, Any]) -> _Login | None:
+    provider = (user.get("auth-provider") or {}).get("name")
+    if provider not in (None, "oidc"):  # kubectl 1.26 and later know no other either
+        raise ValueError(
+            f"its user has auth-provider {provider!r}, which Kubernetes took out; use the exec "
+            "plugin of your cloud"
+        )
     login = user.get("exec")
     if not login:
         return None

@@ -170,6 +170,11 @@ def check_gpus(gpus: list[Gpu], release: Release) -> list[str]:
                 f"GPU {gpu.index} ({gpu.uuid}) holds {used} MiB of {total} MiB before start: "
                 "another process has it. Look for it on the node with nvidia-smi"
             )
+        if wanted.min_memory_mib and total is None:
+            failures.append(
+                f"GPU {gpu.index}: the driver doesn't say its memory, so gpus.min_memory_mib can't "
+                "be checked. Take it out of the catalog for such GPUs"
+            )
         if total and wanted.min_memory_mib and total < wanted.min_memory_mib:
             failures.append(
                 f"GPU {gpu.index} has {total} MiB, gpus.min_memory_mib is {wanted.min_memory_mib}"

@@ -86,7 +86,7 @@ class Profile(_Closed):
     step_seconds: Positive = 60.0
     warmup_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
-    gamma_shape: Positive = 1.0
+    gamma_shape: Annotated[float, Field(ge=0.01)] = 1.0
     seed: int = 1
     prompt_tokens: PromptLengths
     output_tokens: Lengths
@@ -97,7 +97,7 @@ class Profile(_Closed):
     slo: Slo
     timeout_s: Positive = 60.0
     # Processes that share the load, where it is more than one core can send.
-    workers: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=1, le=64)] | None = None
     # What the result depends on and this program can't see: model, commit, image digest, node,
     # gpu, and `simulated`, the list of what is not real.
     metadata: dict[str, JsonValue] = {}

@@ -4,7 +4,13 @@ No Kubernetes and no Dagster here: it runs on a terminal just as well (`python -
 """
 
 import os
+from urllib.parse import urlsplit
 
+# huggingface_hub takes it apart when it is imported, and fails there.
+try:
+    urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # noqa: B018  # raises
+except ValueError:
+    raise SystemExit(f"HF_ENDPOINT is {os.environ['HF_ENDPOINT']!r}: its port is none") from None
 # huggingface_hub and hf_xet read these when they are imported, so they are set before any module
 # here does it.
 # Shared blobs are links out of the folder, which a volume that others mount can't follow; the

@@ -98,8 +98,13 @@ def _wanted(options: argparse.Namespace, selection: Selection) -> Wanted:
 
 def _fetch_adapter(options: argparse.Namespace, reporter: Reporter) -> None:
     repo, _, commit = options.adapter_of.partition("@")
-    check_repo(repo)
-    check_commit(commit)
+    try:
+        check_repo(repo)
+        check_commit(commit)
+    except UsageError as error:
+        raise UsageError(
+            f"--adapter-of {options.adapter_of}: {error}", "give it as repository@commit"
+        ) from None
     # Before anything is downloaded. Compared with nothing, an adapter of another model would pass.
     base, _ = volume.published(options.root, repo, commit)
     if options.allow or options.ignore or options.allow_pickle or options.chat:

@@ -41,11 +41,9 @@ NODE_AND_IMAGE_SECONDS = 900
 # What vLLM takes as --max-lora-rank (vllm/config/lora.py), but for 1.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
-NVIDIA_SMI = [
-    "nvidia-smi",
-    "--query-gpu=index,name,uuid,memory.total,memory.used,driver_version",
-    "--format=csv",
-]
+# What k8s.gpus.parse_nvidia_smi reads, in this order.
+GPU_FIELDS = ("index", "name", "uuid", "memory.total", "memory.used", "driver_version")
+NVIDIA_SMI = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv"]
 
 
 def deployment(release: Release) -> Obj:

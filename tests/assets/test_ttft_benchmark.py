@@ -305,6 +305,17 @@ def test_only_the_candidate_itself_is_measured(
     assert (tmp_path / "report.html").exists(), "to look at it"
 
 
+def test_a_result_without_steps_can_be_shown(tmp_path: Path) -> None:
+    """As of a run that ended before its first window."""
+    update = {"steps": (), "verdict": "invalid", "in_flight_at_capacity": None}
+    made = result().model_copy(update=update)
+    (tmp_path / "rows.jsonl.gz").write_bytes(pack_rows([]))
+    (tmp_path / "ttft.png").write_bytes(b"")
+    metadata = shown(made, tmp_path)
+    assert not {"steps", "requests by outcome"} & set(metadata)
+    assert metadata["L* (requests in flight)"] == "unknown: no rate passed"
+
+
 @pytest.mark.parametrize(("shared", "shown_as"), [(True, "shared with others"), (False, "its own")])
 def test_shared_gpus_stand_in_record_and_metadata(
     shared: bool, shown_as: str, tmp_path: Path

@@ -119,6 +119,14 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         ("revision: main", "revision:", "revision: must be text, got nothing"),
         ("revision: main", "revision: 0123", "revision: must be text, got 83; put it in quotes"),
         ("revision: main", "revision: ''", "revision: must not be empty, got ''"),
+        ("revision: main", 'revision: "{{ .Values.rev }}"', "is no branch, tag or commit"),
+        ("revision: main", "revision: ${REVISION}", "'${REVISION}' is no branch, tag or commit"),
+        ("revision: main", "revision: ../../x", "'../../x' is no branch, tag or commit"),
+        ("served_name: smollm2-135m", "served_name: --host=0.0.0.0", "served_name: '--host=0.0.0"),
+        ("served_name: smollm2-135m", 'served_name: "{{ .x }}"', "served_name: '{{ .x }}' must"),
+        ("image: ", "image: ${REGISTRY}/", "has no digest; pin it"),
+        ("smoke:", 'env: {"a b": x}\nsmoke:', "'a b' is no name of a variable"),
+        ("smoke:", "env: {my_password: x}\nsmoke:", "my_password: secrets don't belong"),
         (
             "arrival: poisson",
             "gamma_shape: 0.5",
@@ -514,3 +522,22 @@ def test_a_pod_that_no_node_can_hold_is_refused(resources: dict[str, str], why: 
     with pytest.raises(PoolError) as refused:
         catalog.cluster("lab").pool(model)
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("http://hub.lab.svc:8880", "http://hub.lab.svc:88800", "hub_endpoint: 'http://hub"),
+        ("address: http://", "address: http://a:b@", "prometheus.address: 'http://a:b@"),
+    ],
+)
+def test_a_mistake_in_an_address_is_named(folder: Path, old: str, new: str, expected: str) -> None:
+    line = edit(folder, "clusters/lab.yaml", old, new)
+    message = refusal(folder)
+    assert f"clusters/lab.yaml:{line}: " in message
+    assert expected in message
+
+
+def test_a_name_that_no_service_may_have_is_refused(folder: Path) -> None:
+    (folder / "models/smollm2-135m.yaml").rename(folder / "models/1model.yaml")
+    assert "name: '1model' must match [a-z]" in refusal(folder)

@@ -117,6 +117,10 @@ def cluster(**fields: str) -> dict[str, Any]:
             "/no/token: No such file or directory",
         ),
         ({"users": [{"name": "u", "user": {"exec": {"args": []}}}]}, "`exec` has no `command`"),
+        (
+            {"users": [{"name": "u", "user": {"auth-provider": {"name": "gcp"}}}]},
+            "auth-provider 'gcp', which Kubernetes took out",
+        ),
     ],
 )
 def test_what_is_missing_is_named(file: Path, changes: dict[str, Any], what: str) -> None:

@@ -291,3 +291,5 @@ def test_products_are_spelled_in_many_ways(cluster: str, product: str) -> None:
     assert smoke.check_gpus([gpu], spec) == []
     small = dataclasses.replace(gpu, memory_total_mib=15360)
     assert smoke.check_gpus([small], spec) == ["GPU 0 has 15360 MiB, gpus.min_memory_mib is 22000"]
+    [unknown] = smoke.check_gpus([dataclasses.replace(gpu, memory_total_mib=None)], spec)
+    assert "gpus.min_memory_mib can't be checked" in unknown

@@ -16,8 +16,6 @@ from lab.kubernetes import keda_manifests
 from lab.programs import golang, keda_cut, prometheus_cut
 from lab.programs.errors import SetupError
 
-NVIDIA_SMI = Path(keda_manifests.__file__).parent / "nvidia-smi"
-
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -229,34 +227,6 @@ def test_a_property_named_description_is_no_description() -> None:
     }
     keda_manifests._drop_descriptions(schema)
     assert schema == {"properties": {"description": {"type": "string"}}, "items": {}}
-
-
-def nvidia_smi(*arguments: str, devices: str = "GPU-a,GPU-b") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [NVIDIA_SMI, *arguments],
-        env={"NVIDIA_VISIBLE_DEVICES": devices, "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        timeout=10,
-    )
-
-
-def test_nvidia_smi_answers_queries_in_csv() -> None:
-    query = "--query-gpu=index,name,uuid,memory.total,driver_version"
-    assert nvidia_smi(query, "--format=csv").stdout.splitlines() == [
-        "index, name, uuid, memory.total [MiB], driver_version",
-        "0, NVIDIA L4 SIMULATED, GPU-a, 23034 MiB, 0.0.0-simulated",
-        "1, NVIDIA L4 SIMULATED, GPU-b, 23034 MiB, 0.0.0-simulated",
-    ]
-    plain = nvidia_smi("--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits")
-    assert plain.stdout.splitlines() == ["GPU-a, 23034", "GPU-b, 23034"]
-    assert nvidia_smi("-L", devices="GPU-a").stdout == "GPU 0: NVIDIA L4 SIMULATED (UUID: GPU-a)\n"
-
-
-def test_nvidia_smi_without_a_gpu_or_with_an_unknown_option_fails() -> None:
-    none = nvidia_smi("-L", devices="")
-    assert (none.returncode, none.stdout) == (6, "No devices were found\n")
-    assert nvidia_smi("--nonsense").returncode == 2
 
 
 def test_everything_that_a_machine_lacks_is_in_one_message(

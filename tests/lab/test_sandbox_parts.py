@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from k8s.gpus import Gpu, parse_nvidia_smi
+from k8s.manifests.engine import NVIDIA_SMI
 from lab import lab as labs
 from lab import programs
 from lab.kubernetes import addons, certificates, components, image_store, preflight
@@ -107,19 +109,39 @@ def test_nvidia_smi_prints_the_csv_that_it_is_asked_for() -> None:
         "0, NVIDIA L4 SIMULATED, GPU-1, 23034 MiB, [N/A]",
         "1, NVIDIA L4 SIMULATED, GPU-2, 23034 MiB, [N/A]",
     ]
+    query = "--query-gpu=index,name,uuid,memory.total,driver_version"
+    assert nvidia_smi(query, "--format=csv").stdout.splitlines() == [
+        "index, name, uuid, memory.total [MiB], driver_version",
+        "0, NVIDIA L4 SIMULATED, GPU-1, 23034 MiB, 0.0.0-simulated",
+        "1, NVIDIA L4 SIMULATED, GPU-2, 23034 MiB, 0.0.0-simulated",
+    ]
     plain = nvidia_smi("--query-gpu=memory.used, count", "--format=csv,noheader,nounits")
     assert plain.stdout.splitlines() == ["0, 2", "0, 2"]
+    plain = nvidia_smi("--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits")
+    assert plain.stdout.splitlines() == ["GPU-1, 23034", "GPU-2, 23034"]
+
+
+def test_what_a_pod_asks_nvidia_smi_for_is_what_is_read() -> None:
+    found = parse_nvidia_smi(nvidia_smi(*NVIDIA_SMI[1:]).stdout)
+    assert found == [
+        Gpu(index, "NVIDIA L4 SIMULATED", f"GPU-{index + 1}", 23034, 0, "0.0.0-simulated")
+        for index in range(2)
+    ]
 
 
 def test_nvidia_smi_lists_the_granted_devices_and_says_that_they_are_simulated() -> None:
+    one = nvidia_smi("-L", devices="GPU-a").stdout
+    assert one == "GPU 0: NVIDIA L4 SIMULATED (UUID: GPU-a)\n"
     lines = nvidia_smi("-L").stdout.splitlines()
     assert [line.split("UUID: ")[1] for line in lines] == ["GPU-1)", "GPU-2)"]
     assert all("SIMULATED" in line for line in lines)
 
 
 def test_nvidia_smi_fails_without_devices_and_on_what_it_does_not_know() -> None:
-    assert nvidia_smi("-L", devices="").returncode == 6
+    none = nvidia_smi("-L", devices="")
+    assert (none.returncode, none.stdout) == (6, "No devices were found\n")
     assert nvidia_smi("--loop=1").returncode == 2
+    assert nvidia_smi("--nonsense").returncode == 2
 
 
 # Manifests

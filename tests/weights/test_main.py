@@ -197,3 +197,12 @@ def test_two_processes_at_once_end_whole(world: World) -> None:
     for process in both:
         finish(process, 0)
     assert world.published(commit) == files and world.left_over() == []
+
+
+def test_a_port_that_is_none_is_one_message(world: World) -> None:
+    process = world.start(
+        "resolve", "--repo", REPO, "--revision", "main", HF_ENDPOINT="http://127.0.0.1:99999"
+    )
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert err == "HF_ENDPOINT is 'http://127.0.0.1:99999': its port is none\n"
