@@ -51,11 +51,21 @@ def test_rates_on_both_sides_give_lambda_and_an_interval() -> None:
     assert found.upper / found.lower < 1.2
 
 
-def test_other_arrivals_than_poisson_see_the_states_that_they_saw() -> None:
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        {"arrival": "constant"},
+        {"endpoint": "chat", "conversations": {"turns": 3, "think_s": 1.0}},
+    ],
+    ids=["constant", "turns of conversations"],
+)
+def test_other_arrivals_than_poisson_see_the_states_that_they_saw(
+    arrivals: dict[str, object],
+) -> None:
     """Of a queue at its own rate, the misses found are those that were counted."""
     rng = random.Random(1)
     rate = 0.93 / 0.05
-    profile = make_profile(arrival="constant", slo={"ttft_p95_ms": 151, "itl_p95_ms": 1e6})
+    profile = make_profile(**arrivals, slo={"ttft_p95_ms": 151, "itl_p95_ms": 1e6})
     free, rows = 0.0, []
     for number in range(4000):
         at = (number + 0.5) / rate

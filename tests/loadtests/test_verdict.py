@@ -357,3 +357,9 @@ def test_time_is_integrated_over_the_window_only() -> None:
     assert window.end == 4000 * MS
     step = judge([window], make_profile(), ())
     assert step.in_flight_mean == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_run_without_any_step_is_invalid() -> None:
+    verdict, why = overall([], make_profile(), "")
+    assert verdict == "invalid"
+    assert "budget_seconds is too little" in why
