@@ -7,13 +7,26 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from catalog.model import ModelSpec
-from catalog.spec import ObjectName, PositiveFloat, PositiveInt, Quantity, Spec, amount, matching
+from catalog.spec import (
+    DAY,
+    Count,
+    Cpu,
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    PositiveFloat,
+    Seconds,
+    Size,
+    Spec,
+    amount,
+    matching,
+)
 
 
 class Toleration(Spec):
     """A taint of the node pool that Pods must tolerate, whatever its value."""
 
-    key: str
+    key: LabelKey
     effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"] | None = None
 
 
@@ -27,13 +40,13 @@ class NodePool(Spec):
     name: ObjectName
     instance_type: str
     gpus: Annotated[int, Field(ge=1, le=16)]
-    gpu_product: str
-    max_nodes: PositiveInt
+    gpu_product: LabelValue
+    max_nodes: Count
     # What a Pod can get of one node (allocatable, not capacity): a Pod above it never schedules.
-    cpu: Quantity
-    memory: Quantity
+    cpu: Cpu
+    memory: Size
     hourly_usd: Annotated[float, Field(ge=0, strict=False)]
-    labels: dict[str, str]
+    labels: dict[LabelKey, LabelValue]
     tolerations: tuple[Toleration, ...] = ()
     spot: bool = False
 
@@ -43,7 +56,7 @@ class Storage(Spec):
 
     claim: ObjectName
     storage_class: str | None  # null: the claim binds to a volume made by hand
-    size: Quantity
+    size: Size
 
 
 class Images(Spec):
@@ -85,14 +98,14 @@ class Prometheus(Spec):
         matching(r"https?://[^/@\s]+", "http://prometheus.monitoring.svc:9090"),
         AfterValidator(_check_port),
     ]
-    scrape_seconds: PositiveFloat = 15.0
-    monitor_labels: dict[str, str] = {}
+    scrape_seconds: Annotated[PositiveFloat, DAY] = 15.0
+    monitor_labels: dict[LabelKey, LabelValue] = {}
 
 
 class Keda(Spec):
     """How often KEDA asks Prometheus, in seconds."""
 
-    polling_seconds: PositiveInt = 15
+    polling_seconds: Seconds = 15
 
 
 class PoolError(Exception):

@@ -1,11 +1,12 @@
-"""Which of vLLM's flags a model's `args` may hold, read as vLLM's parser reads them.
+"""Which of vLLM's flags a model's `args` may hold, read as vLLM's parser reads them, and which
+variables its `env` may.
 
 That takes `--a_b` for `--a-b`, `--a.b` as a part of `--a`, and the start of a flag for the whole;
 a switch has its `--no-…` (vllm/utils/argparse_utils.py, vllm/entrypoints/launchers/cli_args.py).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
 from catalog.spec import Misfit
@@ -45,6 +46,16 @@ RESERVED_ARGS = {
     for flag in flags.split()
 }
 
+# Set in the engine's container, whatever the catalog says.
+RESERVED_ENV = frozenset(
+    (
+        *("HOME", "TMPDIR", "USER", "VLLM_CACHE_ROOT", "VLLM_ENGINE_READY_TIMEOUT_S"),
+        *("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"),
+    )
+)
+# The device plugin says which GPUs a container has: others are other Pods'.
+_DEVICES = ["NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"]
+
 _CONTEXT = "--max-model-len"
 _TOKENS = r"(\d+)(?:(\.\d+)?([kmgt])|([KMGT]))?"
 # What a value must match, and what to write.
@@ -53,6 +64,11 @@ _VALUES = {
     "--load-format": (r"(?!dummy$).*", "dummy weights are random, take out the flag"),
     "--api-server-count": (r"0*[1-9]\d*", "must be 1 or more, or nobody is answered"),
     "-asc": (r"0*[1-9]\d*", "must be 1 or more, or nobody is answered"),
+    "--gpu-memory-utilization": (
+        r"0?\.\d*[1-9]\d*|1(\.0*)?",
+        "must be a share of the memory, above 0 and at most 1, e.g. 0.92",
+    ),
+    "--max-num-seqs": (r"0*[1-9]\d*", "must be a whole number of requests, e.g. 256"),
 }
 
 
@@ -67,8 +83,10 @@ def check(args: Sequence[str]) -> None:
                 raise Misfit(f"{arg!r} is no flag, and belongs to none before it", place)
             continue
         name, equals, _ = arg.partition("=")
-        if not re.fullmatch(r"--?[A-Za-z]\S*", name):
+        if not re.fullmatch(r"--?[A-Za-z]\S*", name) or arg != arg.strip():
             raise Misfit(f"{arg!r} is no flag: write --flag=value, or two items", place)
+        if re.match(r"-\w+-", name):
+            raise Misfit(f"{arg!r} is no flag: a long one begins with --", place)
         takes_value = not equals and not re.match("--(no|enable)[-_]", name)
     for place, name, value in _given(args):
         if flag := next((flag for flag in RESERVED_ARGS if _means(name, flag)), ""):
@@ -77,6 +95,19 @@ def check(args: Sequence[str]) -> None:
         for flag, (pattern, what) in _VALUES.items():
             if _means(name, flag) and not re.fullmatch(pattern, (value or "").strip()):
                 raise Misfit(f"{flag}: {what}; got {value or 'nothing'}", place)
+
+
+def check_env(env: Iterable[str]) -> None:
+    """Raises Misfit for the name of a variable that can't be one, or isn't the model's to set."""
+    for key in env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise Misfit(f"{key!r} is no name of a variable, e.g. VLLM_LOGGING_LEVEL", key)
+        if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key.upper()):
+            raise Misfit(f"{key}: secrets don't belong into the catalog", key)
+        if key in RESERVED_ENV:
+            raise Misfit("is set by the pipeline, take it out", key)
+        if key in _DEVICES:
+            raise Misfit("is set by the device plugin, say gpus.count", key)
 
 
 def max_model_len(args: Sequence[str]) -> int | None:

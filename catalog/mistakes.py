@@ -30,6 +30,7 @@ def mistakes(error: ValidationError, spec: type[BaseModel]) -> Iterator[tuple[Pl
     details = error.errors(include_url=False)
     for detail in details:
         place, kind, given = detail["loc"], detail["type"], detail["input"]
+        place = place[:-1] if place[-1:] == ("[key]",) else place
         # Items that are wrong themselves aren't counted, so the list seems too short as well.
         if kind == "too_short" and any(_within(other["loc"], place) for other in details):
             continue

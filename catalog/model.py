@@ -10,14 +10,19 @@ from catalog import engine_args, offered_load
 from catalog.lengths import Lengths
 from catalog.offered_load import PromptLengths
 from catalog.spec import (
+    DAY,
     STORED,
+    Count,
+    Cpu,
     HubRepo,
+    LabelValue,
     Misfit,
     ObjectName,
     PositiveFloat,
     PositiveInt,
-    Quantity,
     Revision,
+    Seconds,
+    Size,
     Spec,
     matching,
 )
@@ -30,7 +35,7 @@ class Gpus(Spec):
     count: Annotated[int, Field(ge=1, le=8)]
     # An extended resource: cpu or memory here would start a Pod without a GPU.
     resource: Annotated[str, matching(r"[a-z0-9.-]+/[\w.-]+", "nvidia.com/gpu")] = "nvidia.com/gpu"
-    products: tuple[str, ...] = ()
+    products: tuple[LabelValue, ...] = ()
     # Refuses a GPU that is too small before the engine runs out of memory on it.
     min_memory_mib: PositiveInt | None = None
 
@@ -38,9 +43,9 @@ class Gpus(Spec):
 class Resources(Spec):
     """CPU and memory of one replica: requests; memory is the limit too."""
 
-    cpu: Quantity
-    memory: Quantity
-    shm: Quantity = "1Gi"  # /dev/shm; 64Mi, the default of a container, breaks tensor parallel
+    cpu: Cpu
+    memory: Size
+    shm: Size = "1Gi"  # /dev/shm; 64Mi, the default of a container, breaks tensor parallel
 
 
 class Weights(Spec):
@@ -74,8 +79,9 @@ class Adapter(Spec):
 class KnownAnswer(Spec):
     """A prompt for the smoke test. The answer must contain `expect`, ignoring case."""
 
-    prompt: Annotated[str, StringConstraints(min_length=1)]
-    expect: Annotated[str, StringConstraints(min_length=1)]
+    prompt: Annotated[str, matching(r"(?s).*\S.*", "What is the capital of France?")]
+    # An empty one is in every answer.
+    expect: Annotated[str, matching(r"(?s).*\S.*", "Paris")]
     max_tokens: PositiveInt = 64
 
 
@@ -95,6 +101,8 @@ class Traffic(Spec):
 
     `mode` ladder runs `rates` and slo.required_rate, up to the first fail; search finds what one
     replica carries, within `rate_range` (lowest, highest) and for `budget_seconds` of load at most.
+    A request without an answer after `timeout_seconds` failed. Equal `seed`s are equal arrivals,
+    lengths and prompts.
     """
 
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
@@ -157,7 +165,7 @@ class Scaling(Spec):
     """Bounds of the replicas, and how fast traffic grows (req/s per s) at worst."""
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
-    max_replicas: PositiveInt
+    max_replicas: Count
     growth: Annotated[float, Field(ge=0, strict=False)] = 0.0
 
     @model_validator(mode="after")
@@ -178,10 +186,10 @@ class RolloutPolicy(Spec):
     """
 
     strategy: Literal["auto", "blue_green", "recreate"] = "auto"
-    start_seconds_min: PositiveInt = 300
-    start_seconds_max: PositiveInt = 3600
-    soak_seconds: PositiveFloat = 30.0
-    drain_seconds: PositiveInt = 120
+    start_seconds_min: Seconds = 300
+    start_seconds_max: Seconds = 3600
+    soak_seconds: Annotated[PositiveFloat, DAY] = 30.0
+    drain_seconds: Seconds = 120
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -207,11 +215,13 @@ class ModelSpec(Spec):
     revision: Revision
     # As it stands in requests, after --served-model-name.
     served_name: Annotated[str, matching(r"[A-Za-z0-9][\w./:@-]*", "llama-3.1-8b")]
-    image: str
+    image: str  # of vLLM, by digest
     gpus: Gpus
     resources: Resources
+    # Of `vllm serve` and its variables, but those that the pipeline sets itself.
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
+    # Smoke test and benchmark ask /v1/chat/completions; false, for a base model: /v1/completions.
     chat: bool = True
     weights: Weights = Weights()
     adapters: tuple[Adapter, ...] = ()
@@ -220,6 +230,8 @@ class ModelSpec(Spec):
     slo: Slo
     scaling: Scaling
     rollout: RolloutPolicy = RolloutPolicy()
+    # null: the first pool of the cluster that has the GPUs, CPU and memory. Spot pools, whose nodes
+    # may go away, only where the model allows them.
     node_pool: str | None = None
     spot: bool = False
 
@@ -244,12 +256,9 @@ class ModelSpec(Spec):
 
     @field_validator("env")
     @classmethod
-    def _no_secrets(cls, env: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        for key in env if info.context != STORED else ():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-                raise ValueError(f"{key!r} is no name of a variable, e.g. VLLM_LOGGING_LEVEL")
-            if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key.upper()):
-                raise ValueError(f"{key}: secrets don't belong into the catalog")
+    def _settable(cls, env: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if info.context != STORED:
+            engine_args.check_env(env)
         return env
 
     @model_validator(mode="after")
@@ -288,7 +297,11 @@ class ModelSpec(Spec):
                 "timeout_seconds",
             )
         if problem := self.too_long(traffic.longest()):
-            raise Misfit(problem, "traffic", "prompt_tokens")
+            raise Misfit(f"with output_tokens {problem}", "traffic", "prompt_tokens")
+        for place, answer in enumerate(self.smoke):
+            # A prompt has one token at least.
+            if problem := self.too_long(answer.max_tokens + 1):
+                raise Misfit(f"with a prompt {problem}", "smoke", place, "max_tokens")
         return self
 
     def too_long(self, tokens: int) -> str:
@@ -296,4 +309,4 @@ class ModelSpec(Spec):
         limit = engine_args.max_model_len(self.args)
         if limit is None or tokens <= limit:
             return ""
-        return f"with output_tokens these are {tokens} tokens, --max-model-len allows {limit}"
+        return f"these are {tokens} tokens, --max-model-len allows {limit}"

@@ -46,6 +46,17 @@ def matching(pattern: str, example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def at_most(limit: float, reason: str) -> AfterValidator:
+    """For a number that must not be above `limit`, unless it was stored."""
+
+    def check(value: float, info: ValidationInfo) -> float:
+        if info.context != STORED and value > limit:
+            raise ValueError(f"must be at most {limit}: {reason}; got {value}")
+        return value
+
+    return AfterValidator(check)
+
+
 # RFC 1123 label, at most 40 characters: slot and hash suffixes must still fit into 63.
 ObjectName = Annotated[
     str,
@@ -68,6 +79,19 @@ def _is_revision(value: str, info: ValidationInfo) -> str:
 Revision = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_revision)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=False)]
+# How often a thing is there in Kubernetes, which counts in int32.
+Count = Annotated[PositiveInt, at_most(2**31 - 1, "Kubernetes takes no more")]
+DAY = at_most(86_400, "a day; these are seconds")
+Seconds = Annotated[PositiveInt, DAY]
+# Of a label or a taint: [prefix/]name, and what a label may be worth.
+LabelKey = Annotated[
+    str,
+    matching(
+        r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?",
+        "cloud.google.com/gke-accelerator",
+    ),
+]
+LabelValue = Annotated[str, matching(r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?", "NVIDIA-L4")]
 
 
 def _is_quantity(value: str) -> str:
@@ -78,7 +102,24 @@ def _is_quantity(value: str) -> str:
     return value
 
 
+def _is_cpu(value: str, info: ValidationInfo) -> str:
+    if info.context != STORED and amount(value) > 1024:
+        raise ValueError(f"{value!r} is more than 1024 cores, write e.g. '500m' or '4'")
+    return value
+
+
+def _is_size(value: str, info: ValidationInfo) -> str:
+    if info.context != STORED and not 2**20 <= amount(value) <= 2**50:
+        raise ValueError(
+            f"{value!r} is {float(amount(value)):g} bytes, not within 1Mi to 1024Ti; write "
+            "e.g. '24Gi'"
+        )
+    return value
+
+
 Quantity = Annotated[str, AfterValidator(_is_quantity)]
+Cpu = Annotated[Quantity, AfterValidator(_is_cpu)]
+Size = Annotated[Quantity, AfterValidator(_is_size)]
 
 _UNITS: dict[str, Decimal] = {"": Decimal(1), "m": Decimal("0.001")}
 _UNITS |= {unit: Decimal(10 ** (3 * power)) for power, unit in enumerate("kMGT", 1)}

@@ -127,6 +127,19 @@ def test_gpus_count_must_be_a_whole_number_of_gpus_of_a_node(folder: Path, value
         ("image: ", "image: ${REGISTRY}/", "has no digest; pin it"),
         ("smoke:", 'env: {"a b": x}\nsmoke:', "'a b' is no name of a variable"),
         ("smoke:", "env: {my_password: x}\nsmoke:", "my_password: secrets don't belong"),
+        ("smoke:", "env: {HF_HUB_OFFLINE: '0'}\nsmoke:", "env.HF_HUB_OFFLINE: is set by the pipe"),
+        ("smoke:", "env: {CUDA_VISIBLE_DEVICES: '0'}\nsmoke:", "is set by the device plugin, say"),
+        ("  memory: 512Mi", "  memory: 512m", "resources.memory: '512m' is 0.512 bytes, not with"),
+        ("  memory: 512Mi", "  memory: '512'", "resources.memory: '512' is 512 bytes, not within"),
+        ("  memory: 512Mi", "  memory: 9999999Ti", "resources.memory: '9999999Ti' is 1.09951e+19"),
+        ("  cpu: 100m", "  cpu: 4Gi", "resources.cpu: '4Gi' is more than 1024 cores"),
+        ("max_replicas: 2", "max_replicas: 2147483648", "must be at most 2147483647: Kubernetes"),
+        ("start_seconds_max: 600", "start_seconds_max: 600000", "at most 86400: a day; these are"),
+        ("drain_seconds: 10", "drain_seconds: 3000000000", "rollout.drain_seconds: must be at mo"),
+        ("expect: Paris", 'expect: " "', "smoke.0.expect: ' ' must match"),
+        ("expect: Paris", 'expect: ""', "smoke.0.expect: '' must match"),
+        ("max_tokens: 32", "max_tokens: 2048", "smoke.0.max_tokens: with a prompt these are 2049"),
+        ("count: 1", "products: [NVIDIA L4]\n  count: 1", "gpus.products.0: 'NVIDIA L4' must mat"),
         (
             "arrival: poisson",
             "gamma_shape: 0.5",
@@ -528,10 +541,13 @@ def test_a_pod_that_no_node_can_hold_is_refused(resources: dict[str, str], why: 
     ("old", "new", "expected"),
     [
         ("http://hub.lab.svc:8880", "http://hub.lab.svc:88800", "hub_endpoint: 'http://hub"),
+        ("labels: {}", "labels: {a b: c}", "node_pools.0.labels.a b: 'a b' must match"),
+        ("labels: {}", "labels: {a: b c}", "node_pools.0.labels.a: 'b c' must match"),
+        ("size: ", "size: 5m #", "storage.size: '5m' is 0.005 bytes, not within"),
         ("address: http://", "address: http://a:b@", "prometheus.address: 'http://a:b@"),
     ],
 )
-def test_a_mistake_in_an_address_is_named(folder: Path, old: str, new: str, expected: str) -> None:
+def test_a_mistake_in_a_cluster_is_named(folder: Path, old: str, new: str, expected: str) -> None:
     line = edit(folder, "clusters/lab.yaml", old, new)
     message = refusal(folder)
     assert f"clusters/lab.yaml:{line}: " in message

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from catalog import ClusterSpec, ModelSpec
+from catalog.engine_args import RESERVED_ENV
 from catalog.load import catalog
 from k8s import manifests
 from k8s.manifests.platform import prometheus_namespace
@@ -170,6 +171,7 @@ def test_it_is_offline_silent_and_writes_only_where_it_may(
     pod = engine(model, cluster)
     [container] = pod["containers"]
     variables = environment(container)
+    assert set(variables) - {"MODEL_PATH"} - set(model.env) == RESERVED_ENV
     for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
         assert variables[name] == "1"
     mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
