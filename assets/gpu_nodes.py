@@ -1,4 +1,4 @@
-"""Stage: does a node have GPUs for a candidate, and so, how does it come up?"""
+"""Stage, the admission: has a node GPUs for a candidate, and so, how does it come up?"""
 
 import dagster as dg
 
@@ -38,13 +38,14 @@ def outage_seconds(model: ModelSpec, current: PromotionRecord | None) -> float:
     a search may take.
     """
     start = current.seconds_to_ready if current else float(model.rollout.start_seconds_min)
-    fewest = fewest_requests(model.slo.attainment)
-    load = sum(
-        max(model.traffic.step_seconds, fewest / rate) + model.traffic.warmup_seconds
-        for rate in {*model.traffic.rates, model.slo.required_rate}
-    )
     if model.traffic.mode == "search":
         load = model.traffic.budget_seconds
+    else:
+        fewest = fewest_requests(model.slo.attainment)
+        load = sum(
+            max(model.traffic.step_seconds, fewest / rate) + model.traffic.warmup_seconds
+            for rate in {*model.traffic.rates, model.slo.required_rate}
+        )
     return start + model.rollout.soak_seconds + load + PODS_COME_AND_GO_S
 
 

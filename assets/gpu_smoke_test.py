@@ -21,6 +21,20 @@ CHECK = dg.AssetCheckSpec(
 )
 
 
+def shown(report: SmokeReport) -> dict[str, Any]:
+    """The report as metadata: GPUs, driver, each known prompt with its answer, what failed."""
+    answers = [
+        {"prompt": answer.prompt, "expected": answer.expect, "given": answer.text}
+        for answer in report.answers
+    ]
+    return {
+        "gpus": dg.MetadataValue.json([f"{gpu.product} {gpu.uuid}" for gpu in report.gpus]),
+        "driver": report.driver,
+        "answers": dg.MetadataValue.json(answers),
+        "failures": dg.MetadataValue.json(list(report.failures)),
+    }
+
+
 @dg.asset(
     partitions_def=MODELS,
     group_name="promotion",
@@ -43,19 +57,7 @@ def gpu_smoke_test(
         require(client, model, promotion.id, ["weights"])
         release = vllm_deployment.release(promotion)
         report = smoke_test(client, release, vllm_deployment.rollout, progress=promotion.say)
-        facts: dict[str, Any] = {
-            "model": model.name,
-            "commit": release.commit,
-            "gpus": dg.MetadataValue.json([f"{gpu.product} {gpu.uuid}" for gpu in report.gpus]),
-            "driver": report.driver,
-            "answers": dg.MetadataValue.json(
-                [
-                    {"prompt": a.prompt, "expected": a.expect, "given": a.text}
-                    for a in report.answers
-                ]
-            ),
-            "failures": dg.MetadataValue.json(list(report.failures)),
-        }
+        facts = {"model": model.name, "commit": release.commit, **shown(report)}
         yield dg.AssetCheckResult(
             check_name=CHECK.name,
             passed=report.passed,

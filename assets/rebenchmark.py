@@ -12,8 +12,7 @@ from k8s import records, rollout, traffic
 from k8s.gpus import GpuBudget, free_gpus
 from k8s.records import PromotionRecord
 from k8s.smoke import smoke_test
-from loadtests.compare import Comparison, kept
-from loadtests.compare import compare as with_before
+from loadtests.compare import Comparison, compare, kept
 from loadtests.result import Capacity, Result
 
 
@@ -49,13 +48,13 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
                 metadata={
                     **shown(result, folder),
                     "at its promotion": dg.MetadataValue.json(record.benchmark),
-                    "compared": with_before(record.benchmark, kept(result)).sentence(),
+                    "compared": compare(record.benchmark, kept(result)).sentence(),
                 },
             )
         )
         if result.verdict != "pass":
             raise Refused(refusal(release, result, folder))
-        found = compare(record, result)
+        found = no_worse(record, result)
         promotion.say(
             f"{promotion.decided_by}; at its promotion {baseline(record)}; {found.sentence()}"
         )
@@ -103,12 +102,12 @@ def spare_gpus(promotion: Promotion, model: ModelSpec) -> GpuBudget:
     return budget
 
 
-def compare(record: PromotionRecord, result: Result) -> Comparison:
-    """With the promotion. Raise Refused when it is worse beyond both intervals.
+def no_worse(record: PromotionRecord, result: Result) -> Comparison:
+    """Than at its promotion. Raises Refused when it is worse beyond both intervals.
 
     Only like is compared with like: another load profile gives no comparison, which is said.
     """
-    found = with_before(record.benchmark, kept(result))
+    found = compare(record.benchmark, kept(result))
     if found.differs:
         raise Refused(
             f"{record.spec.name} keeps its SLO, but was promoted with another load profile, so the "

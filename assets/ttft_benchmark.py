@@ -285,12 +285,12 @@ def ttft_benchmark(
             shared_gpus=vllm_deployment.shared_gpus,
         )
         promotion.decided_by = verdict(result)
-        metadata = shown(result, folder)
+        metadata = {"model": model.name, "commit": release.commit, **shown(result, folder)}
         yield dg.AssetCheckResult(
             check_name=CHECK.name,
             passed=result.verdict == "pass",
             description=verdict(result),
-            metadata={"model": model.name, "commit": release.commit, **metadata},
+            metadata=metadata,
         )
         if result.verdict != "pass":
             raise Refused(refusal(release, result, folder))

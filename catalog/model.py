@@ -101,8 +101,8 @@ class Traffic(Spec):
 
     `mode` ladder runs `rates` and slo.required_rate, up to the first fail; search finds what one
     replica carries, within `rate_range` (lowest, highest) and for `budget_seconds` of load at most.
-    A request without an answer after `timeout_seconds` failed. Equal `seed`s are equal arrivals,
-    lengths and prompts.
+    A request without an answer after `timeout_seconds` failed. Equal `seed`s are equal arrivals
+    and lengths; the words of the prompts are new each time.
     """
 
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
@@ -221,7 +221,7 @@ class ModelSpec(Spec):
     # Of `vllm serve` and its variables, but those that the pipeline sets itself.
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
-    # Smoke test and benchmark ask /v1/chat/completions; false, for a base model: /v1/completions.
+    # The smoke test asks /v1/chat/completions too; false for a base model without a template.
     chat: bool = True
     weights: Weights = Weights()
     adapters: tuple[Adapter, ...] = ()

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# DESIGN: a folder may import those named with it.
+# A folder may import those named with it.
 MAY_IMPORT = {
     "pipelines": {"assets", "k8s", "loadtests", "weights", "catalog"},
     "assets": {"k8s", "loadtests", "weights", "catalog"},

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from assets import ttft_benchmark as module
 from assets.promoted_model import in_record
 from assets.promotion import Promotion, Refused
-from assets.rebenchmark import baseline, compare
+from assets.rebenchmark import baseline, no_worse
 from assets.ttft_benchmark import (
     capacity,
     profile,
@@ -220,13 +220,13 @@ def record(benchmark: dict[str, Any]) -> PromotionRecord:
 
 def test_a_rebenchmark_compares_with_the_promotion() -> None:
     promoted = record(in_record(result(lower=8.0)))
-    compare(promoted, result(lower=8.0))
+    no_worse(promoted, result(lower=8.0))
     with pytest.raises(Refused, match="carries less than at its promotion"):
-        compare(promoted, result(lower=2.0, upper=4.0))
+        no_worse(promoted, result(lower=2.0, upper=4.0))
     other = result()
     other = other.model_copy(update={"profile": other.profile.model_copy(update={"seed": 9})})
     with pytest.raises(Refused, match="another load profile"):
-        compare(promoted, other)
+        no_worse(promoted, other)
 
 
 def test_a_baseline_whose_requests_failed_is_told_too() -> None:

@@ -109,7 +109,8 @@ class Target:
             tags = {"dagster/partition": partition or self.model_name}
             command += ["--tags", json.dumps(tags)]
         if revision is not None:
-            config = {"ops": {"model_revision": {"config": {"revision": revision}}}}
+            chosen = {"model_revision": {"config": {"revision": revision}}}
+            config = {**(config or {}), "ops": {**(config or {}).get("ops", {}), **chosen}}
         if config is not None:
             file = self.home / f"config-{len(list(self.home.glob('config-*')))}.yaml"
             file.write_text(json.dumps(config))

@@ -125,10 +125,10 @@ def test_a_run_without_end_is_given_up(
 # The whole program
 
 DAGSTER = """#!{python}
-import json, os, sys
+import json, os, sys, yaml
 from pathlib import Path
-revision = Path(sys.argv[sys.argv.index("--config") + 1]).read_text().partition("revision: ")[2]
-revision = revision.split("}}")[0].rsplit(" ", 1)[-1].strip()
+config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
+revision = config["ops"]["model_revision"]["config"]["revision"]
 plan = json.loads((Path(__file__).parent / "plan.json").read_text())[revision]
 folder = Path(os.environ["DAGSTER_HOME"]) / "reports" / "smollm2-135m" / f"run-{{revision}}"
 folder.mkdir(parents=True)
