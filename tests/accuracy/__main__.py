@@ -32,6 +32,7 @@ from tests.accuracy.measure import (
 from tests.accuracy.picture import picture
 from tests.accuracy.scenarios import SCENARIOS
 from tests.accuracy.score import poisson_p, quantiles
+from tests.accuracy.search import SEARCHES, TRUE, search
 from tests.accuracy.tools import OURS, TOOLS, available
 
 OUT = ROOT / ".accuracy"
@@ -52,6 +53,10 @@ SHARE_OF_BEST_PEER = 1 / 3
 TOP_RATE, TOP_TTFT_P99_MS = 1500.0, 5.0
 RATE_OFF = 0.01
 KS_LEVEL = 0.05
+# Searches for λ*: how many, of the peer fewer since each takes minutes.
+SEEDS, SEEDS_OF_PEER = 20, 3
+FOUND_OFF, PASS_OFF = 0.05, 0.02
+SHARE_OF_PEERS_LOAD = 1 / 2
 
 Row = dict[str, Any]
 
@@ -102,6 +107,12 @@ def _measured(
         if name == "planted":
             if OURS in tools:
                 yield from _planted()
+            continue
+        if name == "knee":
+            for repeat in range(repeats or SEEDS):
+                for tool in (tool for tool in SEARCHES if tool in tools):
+                    if tool == OURS or repeat < SEEDS_OF_PEER:
+                        yield _searched(tool, repeat)
             continue
         fixed = name == "fixed"
         for rate in rates if fixed else [BEHAVIOUR_RATE]:
@@ -167,6 +178,25 @@ def _numbers(run: Run | None) -> Row:
         "misjudged": run.score.misjudged,
         **said,
     }
+
+
+def _searched(tool: str, repeat: int) -> Row:
+    row: Row = {"tool": tool, "scenario": "knee", "rate": TRUE, "repeat": repeat}
+    try:
+        found = search(tool, repeat + 1)
+    except MeasureError as error:
+        print(f"{tool} knee: {error}", flush=True)
+        return {**row, **_numbers(None), "error": str(error)}
+    print(
+        f"{tool} knee #{repeat}: {found.rate:.1f} req/s ({found.rate / TRUE - 1:+.1%}), between "
+        f"{found.lower:.1f} and {found.upper:.1f}, {found.load_seconds:.0f} s of load, "
+        f"{found.requests} requests",
+        flush=True,
+    )
+    row |= _numbers(None) | {"found": found.rate, "lower": found.lower, "upper": found.upper}
+    row |= {"highest_pass": found.highest_pass, "load_seconds": round(found.load_seconds, 1)}
+    row |= {"cpu_seconds": round(found.cpu_seconds, 2)}
+    return {**row, "achieved_rate": round(found.requests / found.load_seconds, 3)}
 
 
 def _planted() -> Iterator[Row]:
@@ -250,6 +280,7 @@ def _missed(rows: Sequence[Row]) -> Iterator[str]:
         )
         if p99 is None or p99 >= TOP_TTFT_P99_MS or sent < (1 - RATE_OFF) * TOP_RATE:
             yield f"at {TOP_RATE:g} req/s TTFT error p99 is {p99} ms at {sent:g} req/s sent"
+    yield from _missed_by_searches(rows)
     for rate in {row["rate"] for row in rows if "poisson_p" in row and row["tool"] == OURS}:
         # One in twenty of real Poisson processes is below this level: the median isn't.
         p = statistics.median(r["poisson_p"] for r in _of(rows, OURS, "fixed", rate))
@@ -263,11 +294,30 @@ def _missed(rows: Sequence[Row]) -> Iterator[str]:
             if row["verdict"] != "invalid":
                 yield f"{where}: {row['verdict']}, where it was too slow to be right"
             continue
+        if row["scenario"] == "knee":
+            continue
         if row["missing"] or row["misjudged"]:
             yield f"{where}: {row['missing']} requests missing, {row['misjudged']} misjudged"
         off = abs(row["achieved_rate"] / row["rate"] - 1)
         if row["scenario"] == "fixed" and off > RATE_OFF:
             yield f"{where}: {row['achieved_rate']:g} req/s came"
+
+
+def _missed_by_searches(rows: Sequence[Row]) -> Iterator[str]:
+    loads: dict[str, list[float]] = {}
+    for row in rows:
+        if row["scenario"] != "knee" or row.get("error"):
+            continue
+        loads.setdefault(row["tool"], []).append(row["load_seconds"])
+        if row["tool"] != OURS:
+            continue
+        if abs(row["found"] / TRUE - 1) > FOUND_OFF:
+            yield f"λ* is {TRUE:.1f} req/s, repeat {row['repeat']} found {row['found']:.1f}"
+        if row["highest_pass"] > (1 + PASS_OFF) * TRUE:
+            yield f"λ* is {TRUE:.1f} req/s, repeat {row['repeat']} passed {row['highest_pass']:.1f}"
+    ours, peer = (statistics.median(loads.get(t, [0.0])) for t in (OURS, "aiperf"))
+    if ours and peer and ours > SHARE_OF_PEERS_LOAD * peer:
+        yield f"a search for λ* takes {ours:.0f} s of load, over 1/2 of aiperf's {peer:.0f}"
 
 
 def _of(rows: Sequence[Row], tool: str, scenario: str, rate: float) -> list[Row]:
@@ -287,6 +337,8 @@ def _table(rows: Sequence[Row]) -> str:
         f"{'scenario':16} {'req/s':>6} {'tool':15} {'TTFT error p50/p95/p99 ms':>30} "
         f"{'ITL error p50/p95/p99 ms':>30} {'sent/s':>8} {'CPU s':>6} {'missing':>8} {'wrong':>6}"
     ]
+    searched = [row for row in rows if row["scenario"] == "knee" and not row.get("error")]
+    rows = [row for row in rows if row["scenario"] != "knee"]
     seen = dict.fromkeys((r["scenario"], r["rate"], r["tool"]) for r in rows)
     for scenario, rate, tool in seen:
         of = _of(rows, tool, scenario, rate)
@@ -301,6 +353,15 @@ def _table(rows: Sequence[Row]) -> str:
         lines.append(
             f"{scenario:16} {rate:6g} {tool:15} {errors[0]:>30} {errors[1]:>30} {sent:8.1f} "
             f"{cpu:6.1f} {missing:8g} {wrong:6g}"
+        )
+    for tool in dict.fromkeys(row["tool"] for row in searched):
+        of = [row for row in searched if row["tool"] == tool]
+        off = [abs(row["found"] / TRUE - 1) for row in of]
+        lines.append(
+            f"λ* of a queue, {TRUE:.1f} req/s by analysis: {tool} within {FOUND_OFF:.0%} in "
+            f"{sum(e <= FOUND_OFF for e in off)} of {len(off)}, largest error {max(off):.1%}, "
+            f"{sum(row['lower'] <= TRUE <= row['upper'] for row in of)} intervals hold it, "
+            f"{statistics.median(row['load_seconds'] for row in of):.0f} s of load"
         )
     return "\n".join(lines)
 

@@ -56,7 +56,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="accuracy-") as name:
         folder = Path(name)
-        with _server(scenario, folder / "truth.json", folder) as port:
+        with server(scenario, seed, folder / "truth.json") as port:
             load = Load(
                 url=f"http://127.0.0.1:{port}",
                 chat=scenario.chat,
@@ -66,14 +66,13 @@ def measure(
                 tokenizer=model.checkpoint(print),
                 folder=folder,
             )
-            cpu = _run(tool, load, beside)
+            cpu = run(tool, TOOLS[tool].command(load), folder, RUN_SECONDS, beside)
         log = json.loads((folder / "truth.json").read_text())
         truths = read_truth(log)
         try:
             answers = list(TOOLS[tool].read(load))
         except (OSError, ValueError, KeyError) as error:
-            last = (folder / "output").read_text(errors="replace")[-2000:]
-            raise MeasureError(f"{tool} left no result: {error!r}\n{last}") from None
+            raise MeasureError(f"{tool} left no result: {error!r}\n{printed(folder)}") from None
         counted = settled(truths)
         if tool == OURS:
             # Its warm-up is as long, by its own schedule; it may throw a window away.
@@ -84,43 +83,49 @@ def measure(
 
 
 @contextmanager
-def _server(scenario: Scenario, log: Path, folder: Path) -> Iterator[int]:
+def server(scenario: Scenario, seed: int, log: Path) -> Iterator[int]:
+    """The reference server, at the port given; it writes its log when it ends."""
     command = [sys.executable, "-m", "tests.accuracy.server", "--scenario", scenario.name]
-    with (folder / "server-errors").open("w") as errors:
-        server = subprocess.Popen(
-            [*pinned(SERVER_CORE), *command, "--log", str(log)],
+    with log.with_name("server-errors").open("w") as errors:
+        process = subprocess.Popen(
+            [*pinned(SERVER_CORE), *command, "--seed", str(seed), "--log", str(log)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,
         )
-    assert server.stdout
+    assert process.stdout
     try:
-        line = server.stdout.readline()
+        line = process.stdout.readline()
         if not line:
-            raise MeasureError((folder / "server-errors").read_text())
+            raise MeasureError(log.with_name("server-errors").read_text())
         yield int(line)
     finally:
-        server.terminate()
-        server.wait()
-        server.stdout.close()
+        process.terminate()
+        process.wait()
+        process.stdout.close()
 
 
-def _run(tool: str, load: Load, beside: Beside | None) -> float:
-    """Runs the tool to its end; CPU seconds of it and its children."""
+def run(
+    tool: str, command: Sequence[str], folder: Path, most_s: float, beside: Beside | None = None
+) -> float:
+    """Runs a `command` of the tool to its end; CPU seconds of it and its children.
+
+    Raises MeasureError after `most_s`.
+    """
     alone = beside is None
-    with (load.folder / "output").open("wb") as output:
+    with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            [*pinned(CLIENT_CORE, alone), *TOOLS[tool].command(load)],
-            cwd=ROOT if tool == OURS else load.folder,
+            [*pinned(CLIENT_CORE, alone), *command],
+            cwd=ROOT if tool == OURS else folder,
             env=environment(tool),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    ends = time.monotonic() + RUN_SECONDS
+    ends = time.monotonic() + most_s
     try:
         with beside(process.pid) if beside else nullcontext():
             while time.monotonic() < ends:
@@ -129,12 +134,17 @@ def _run(tool: str, load: Load, beside: Beside | None) -> float:
                     process.returncode = 0
                     return usage.ru_utime + usage.ru_stime
                 time.sleep(0.1)
-        raise MeasureError(f"{tool} did not end within {RUN_SECONDS:g} s")
+        raise MeasureError(f"{tool} did not end within {most_s:g} s\n{printed(folder)}")
     finally:
         with suppress(ProcessLookupError):  # also what it left behind
             os.killpg(process.pid, signal.SIGKILL)
         if process.returncode is None:
             process.wait()
+
+
+def printed(folder: Path) -> str:
+    """The last of what a tool printed that ran in `folder`."""
+    return (folder / "output").read_text(errors="replace")[-2000:]
 
 
 @cache

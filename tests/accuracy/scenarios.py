@@ -88,6 +88,8 @@ SCENARIOS = {
         Scenario("truncation", fault="truncation"),
         Scenario("429", fault="429"),
         Scenario("queue", queue=Queue()),
+        # Room enough that nobody is refused below its λ*, and far beyond.
+        Scenario("knee", queue=Queue(service_ms=2.0, room=400)),
     )
 }
 

@@ -72,7 +72,7 @@ class Request:
 class Server:
     """Answers requests by `scenario` until it is told to stop."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, seed: int = 1) -> None:
         self.scenario = scenario
         self.requests: list[Request] = []
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -89,7 +89,7 @@ class Server:
         self._stall_at: int | None = None
         self._free_at = 0
         self._leave: collections.deque[int] = collections.deque()
-        self._rng = random.Random(scenario.name)
+        self._rng = random.Random(f"{scenario.name} {seed}")
 
     def run(self) -> None:
         """Serves for ever."""
@@ -220,6 +220,7 @@ def main() -> None:
     """Runs one server."""
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy.server", description=__doc__)
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), required=True)
+    parser.add_argument("--seed", type=int, default=1, help="of the queue's service times")
     parser.add_argument("--log", type=Path, required=True)
     options = parser.parse_args()
     libc = ctypes.CDLL(None)
@@ -227,7 +228,7 @@ def main() -> None:
     libc.prctl(PR_SET_TIMERSLACK, 1)
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     signal.signal(signal.SIGTERM, _stop)
-    server = Server(SCENARIOS[options.scenario])
+    server = Server(SCENARIOS[options.scenario], options.seed)
     gc.disable()
     print(server.port, flush=True)
     with contextlib.suppress(_Stop):

@@ -133,11 +133,16 @@ def _read_guidellm(load: Load) -> Iterator[Answer]:
 
 
 def _aiperf(load: Load) -> list[str]:
+    return [*aiperf(load), "--request-count", str(load.count)]
+
+
+def aiperf(load: Load) -> list[str]:
+    """AIPerf's command for an open load, but for how long."""
     command = [str(peers.folder("aiperf") / "bin" / "aiperf"), "profile", "--model", MODEL]
     command += ["--url", load.url, "--streaming", "--endpoint-type"]
     command += ["chat" if load.chat else "completions", "--tokenizer", str(load.tokenizer)]
     command += ["--request-rate", f"{load.rate:g}", "--request-rate-mode", "poisson"]
-    command += ["--request-count", str(load.count), "--random-seed", str(load.seed)]
+    command += ["--random-seed", str(load.seed)]
     command += ["--isl", str(PROMPT_TOKENS), "--osl", str(TOKENS)]
     command += ["--extra-inputs", "ignore_eos:true", "--export-level", "records"]
     return [*command, "--artifact-dir", str(load.folder), "--ui", "none"]
