@@ -2,7 +2,8 @@
 
 render    print the objects of a model, without a cluster
 diff      compare them with what is live, by a server-side dry run: nothing is changed.
-          Exit status 0: the same, 1: it differs, 2: a mistake, or the cluster can't be asked
+          Exit status 0: the same, 1: it differs, 2: a mistake, the cluster can't be asked, or
+          the answer can't be printed
 platform  print what an admin applies once, for kubectl apply --server-side -f -
 importer  print the Pod into which an admin of a cluster without a way out brings weights
 """
@@ -13,6 +14,8 @@ import os
 import re
 import signal
 import sys
+import traceback
+from typing import TextIO
 
 import yaml
 
@@ -33,21 +36,51 @@ RENDERED_KINDS = (*KINDS, "Job", "ConfigMap")
 # The benchmark stage makes the real ones, from the catalog and the candidate's address.
 EXAMPLE_PROFILE = '{"example": "the benchmark stage writes the load profile here"}'
 EXAMPLE_BENCHMARK_SECONDS = 600
+EXAMPLES = (
+    "# Examples: thresholds (the benchmark gives them), minReplicaCount (the load does), "
+    "the benchmark's profile and deadline."
+)
+CHOOSE = "Another cluster: --cluster NAME, or PROMOTION_CLUSTER."
+PLACEHOLDER = re.compile(r"\S+@sha256:0{64}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        status = _run(args)
-        sys.stdout.flush()
-        return status
-    except (CatalogError, PoolError, KubernetesError) as error:
-        print(error, file=sys.stderr)
+        text, status = _run(args)
+    except PoolError as error:
+        _say(f"{error} {CHOOSE}")
         return 2
+    except (CatalogError, KubernetesError) as error:
+        _say(str(error))
+        return 2
+    except Exception:  # a fault of this program; Python's own status for it, 1, says "differs"
+        _say(traceback.format_exc())
+        return 2
+    try:
+        print(text, end="", flush=True)
     except BrokenPipeError:  # who reads it (`head`, `less`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        _drop(sys.stdout)
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        _drop(sys.stdout)
+        _say(f"can't write all of it to standard output: {error.strerror}")
+        return 2
+    return status
+
+
+def _say(message: str) -> None:
+    """To a person, on stderr; where that can't be written, nobody wants to know."""
+    try:
+        print(message.rstrip("\n"), file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what is left in its buffer go nowhere: Python writes it at its end, and fails again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,46 +107,52 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> tuple[str, int]:
+    """What to print, and the exit status."""
     cluster = catalog().cluster(args.cluster)
     if args.command == "platform":
-        print(to_yaml(manifests.platform(cluster)), end="")
-        return 0
+        return f"# For cluster {cluster.name}. {CHOOSE}\n{to_yaml(manifests.platform(cluster))}", 0
     if args.command == "importer":
-        print(to_yaml([manifests.importer(cluster)]), end="")
-        return 0
+        text = to_yaml([manifests.importer(cluster)])
+        _warn_of_placeholders(text, cluster)
+        return f"# For cluster {cluster.name}. {CHOOSE}\n{text}", 0
     model = catalog().model(args.model)
-    if args.commit and not re.fullmatch(r"[0-9a-f]{40}", args.commit):
-        raise CatalogError(f"--commit {args.commit}: write its 40 hex digits")
+    if args.commit is not None and not re.fullmatch(r"[0-9a-f]{40}", args.commit):
+        raise CatalogError(f"--commit {args.commit!r}: write its 40 hex digits")
     if args.command == "render":
         release = _release(model, cluster, args.slot, args.commit)
-        print(
-            "# Examples: thresholds (the benchmark gives them), minReplicaCount (the load does), "
-            "the benchmark's profile and deadline."
-        )
         objects = _objects(release, None)
         objects += _weights_jobs(release)
         objects += manifests.benchmark_job(
             release, EXAMPLE_PROFILE, deadline_s=EXAMPLE_BENCHMARK_SECONDS
         )
-        print(to_yaml([obj for obj in objects if args.kind in (None, obj["kind"])]), end="")
-        return 0
+        text = to_yaml([obj for obj in objects if args.kind in (None, obj["kind"])])
+        _warn_of_placeholders(text, cluster)
+        return f"# For cluster {cluster.name}. {CHOOSE}\n{EXAMPLES}\n{text}", 0
     client = connect(cluster)
     current, _ = records.read(client, model)
     slot: Slot = traffic.live_slot(client, model) or "blue"
     live = slots.deployment_of(client, model, slot)
     if current is None:
-        print("no record: the ScaledObject's thresholds are not known", file=sys.stderr)
+        _say("no record: the ScaledObject's thresholds are not known")
     objects = [
         obj
         for obj in _objects(_release(model, cluster, slot, args.commit, live, current), current)
         if args.kind in (None, obj["kind"]) and (current or obj["kind"] != "ScaledObject")
     ]
     if not objects:
-        return 2
+        return "", 2
     text = difference(client, objects)
-    print(text, end="")
-    return 1 if text else 0
+    return text, 1 if text else 0
+
+
+def _warn_of_placeholders(text: str, cluster: ClusterSpec) -> None:
+    """Say which images of what is printed are those of an example, which no registry has."""
+    for image in sorted(set(PLACEHOLDER.findall(text))):
+        _say(
+            f"{image!r} is a placeholder; write your image's digest in "
+            f"catalog/clusters/{cluster.name}.yaml (images), or the model's own as its image"
+        )
 
 
 def _release(

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from k8s.errors import (
     AlreadyExists,
@@ -55,7 +56,7 @@ class Asked:
 
 
 def status_of(body: bytes) -> dict[str, Any]:
-    """The `Status` object in an answer; for other bodies one with their text as message."""
+    """The `Status` object in an answer; for other bodies their text as its message, no kind."""
     text = body.decode("utf-8", "replace").strip()
     try:
         status = json.loads(text)
@@ -63,7 +64,29 @@ def status_of(body: bytes) -> dict[str, Any]:
         status = None
     if isinstance(status, dict) and status.get("kind") == "Status":
         return status
-    return {"message": text[:500]}
+    return {"message": " ".join(text.split())[:500]}
+
+
+def is_foreign(code: int, status: dict[str, Any], asked: Asked) -> bool:
+    """Whether an answer with an error status is none that an API server gives."""
+    if "kind" in status or code in (401, 429):
+        return False
+    # Its words for a group that it doesn't know; but v1 it knows. Go's other servers say the same.
+    unknown_group = code == 404 and status.get("message") == "404 page not found"
+    return not (unknown_group and asked.kind and asked.kind.api_version != "v1")
+
+
+def foreign(asked: Asked, said: str) -> str:
+    """The message for an answer that is none of an API server. `said`: what came."""
+    parts = urlsplit(asked.server)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return (
+        f"what answers at {parts.scheme}://{host}:{port}{parts.path} is no Kubernetes API server: "
+        f"to {asked.verb} {asked.what} it says {said}. Its address is from {asked.account}: "
+        "correct `server` there, or choose another kubeconfig (KUBECONFIG), or another context of "
+        "it (`context` in the cluster's file of catalog/clusters/)"
+    )
 
 
 def is_passing(code: int, status: dict[str, Any]) -> bool:

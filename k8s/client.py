@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from catalog import ClusterSpec
-from k8s.answers import Asked, error_from
-from k8s.errors import Conflict, KubernetesError, NotFound, Unreachable
+from k8s.answers import Asked, error_from, foreign
+from k8s.errors import ConfigError, Conflict, KubernetesError, NotFound, Unreachable
 from k8s.kinds import Kind, kind_of
 from k8s.transport import RETRY_S, Backoff, Request, Transport
 
@@ -273,7 +273,7 @@ class Client:
         while True:
             request = Request(asked, "GET", kind.path(where), query)
             try:
-                page = _json(self.transport.call(request, budget_s), asked)
+                page = _object(self.transport.call(request, budget_s), asked)
             except KubernetesError as error:
                 # The next page of a list that changed meanwhile: then all at once.
                 if error.code != 410 or "continue" not in query:
@@ -311,7 +311,7 @@ class Client:
             self.asked(verb, kind, name, where), method, path, query or {}, body, content_type
         )
         try:
-            return _json(self.transport.call(request, self._budget_s), request.asked)
+            return _object(self.transport.call(request, self._budget_s), request.asked)
         except Conflict:
             # The answer to an earlier try was lost: was it that one which changed the object?
             live = self.find(kind_name, name, namespace=namespace) if request.unsure else None
@@ -356,9 +356,15 @@ def _json(body: bytes, asked: Asked) -> Obj:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise KubernetesError(
-            f"{asked}: the answer isn't a JSON object: {body[:200]!r}. Is that an API server?"
-        )
+        raise ConfigError(foreign(asked, repr(body[:200].decode("utf-8", "replace"))))
+    return answer
+
+
+def _object(body: bytes, asked: Asked) -> Obj:
+    """An object, a list of them, or a Status. Raises ConfigError for what is none."""
+    answer = _json(body, asked)
+    if not isinstance(answer.get("metadata"), dict):
+        raise ConfigError(foreign(asked, repr(body[:200].decode("utf-8", "replace"))))
     return answer
 
 

@@ -10,7 +10,8 @@ class KubernetesError(Exception):
 
 
 class ConfigError(KubernetesError):
-    """No usable kubeconfig or in-cluster account, or the context asked for isn't in it."""
+    """No usable kubeconfig or in-cluster account, or the context asked for isn't in it, or what
+    answers at its address is no API server."""
 
 
 class Unreachable(KubernetesError):

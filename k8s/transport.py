@@ -17,9 +17,12 @@ import websocket
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.stream.ws_client import websocket_proxycare
 
-from k8s.answers import Asked, error_from, is_passing, status_of
+from k8s.answers import Asked, error_from, foreign, is_foreign, is_passing, status_of
 from k8s.errors import ConfigError, KubernetesError, Unreachable
 from k8s.kubeconfig import Account, load_account
+
+# Whoever set insecure-skip-tls-verify in a kubeconfig knows; it comes with every request.
+urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
 CONNECT_S = 5.0
 READ_S = 20.0
@@ -67,7 +70,7 @@ class Transport:
         self._account = load_account(context)
         self._rest = RESTClientObject(self._account.configuration)
         self._reloading = threading.Lock()
-        self._answered = False  # whether the server has ever answered us
+        self._answered = False  # whether an API server has ever answered us
 
     @property
     def account(self) -> Account:
@@ -123,7 +126,7 @@ class Transport:
                     self._reload(account)
                     continue
                 status = status_of(error.resp_body or b"")
-                raise _refusal(error.status_code, status, {}, request.asked) from error
+                raise self._refusal(error.status_code, status, {}, request.asked) from error
             except (websocket.WebSocketException, OSError) as error:
                 raise Unreachable(f"{request.asked}: {error}") from error
         raise AssertionError("the second try returns or raises")
@@ -136,16 +139,43 @@ class Transport:
         for may_reload in (True, False):
             account, rest = self._account, self._rest
             answer = _send(account, rest, request, read_s)
-            self._answered = True
             if answer.status == 401 and may_reload:
                 answer.close()
                 self._reload(account)
                 continue
             if answer.status >= 300:
                 status = status_of(_body(answer, request.asked, READ_S))
-                raise _refusal(answer.status, status, answer.headers, request.asked)
+                self._answered |= not is_foreign(answer.status, status, request.asked)
+                raise self._refusal(answer.status, status, answer.headers, request.asked)
+            self._answered = True
             return answer
         raise AssertionError("the second try returns or raises")
+
+    def _refusal(
+        self, code: int, status: dict[str, Any], headers: Mapping[str, str], asked: Asked
+    ) -> KubernetesError:
+        """The error for an answer with such a status."""
+        if "kind" not in status and (location := headers.get("Location")):
+            status = {"message": f"see {location}"}
+        why = f"HTTP status {code}: {status.get('message') or 'no reason given'}"
+        # A server that has answered before is one; a load balancer may speak for it.
+        strange = not self._answered and is_foreign(code, status, asked)
+        if not is_passing(code, status):
+            if strange:
+                return ConfigError(foreign(asked, why), code=code)
+            return error_from(code, status, asked)
+        details = status.get("details") or {}
+        told: Any = headers.get("Retry-After") or details.get("retryAfterSeconds") or 0
+        try:
+            retry_after_s = float(told)
+        except ValueError:  # an HTTP date; the API server sends seconds
+            retry_after_s = 0.0
+        return Unreachable(
+            foreign(asked, why) if strange else f"{asked}: {why}",
+            code=code,
+            sent=code != 429,
+            retry_after_s=retry_after_s,
+        )
 
     def _reload(self, used: Account) -> None:
         """Read kubeconfig, token file or login program again, unless another thread just did."""
@@ -205,25 +235,6 @@ def _cause(error: BaseException) -> str:
 def _url(account: Account, request: Request) -> str:
     url = account.server + request.path
     return url + ("?" + urlencode(request.query) if request.query else "")
-
-
-def _refusal(
-    code: int, status: dict[str, Any], headers: Mapping[str, str], asked: Asked
-) -> KubernetesError:
-    if not is_passing(code, status):
-        return error_from(code, status, asked)
-    told = headers.get("Retry-After") or (status.get("details") or {}).get("retryAfterSeconds") or 0
-    try:
-        retry_after_s = float(told)
-    except ValueError:  # an HTTP date; the API server sends seconds
-        retry_after_s = 0.0
-    why = f"HTTP status {code}: {status.get('message') or 'no reason given'}"
-    return Unreachable(
-        f"{asked}: {why}",
-        code=code,
-        sent=code != 429,
-        retry_after_s=retry_after_s,
-    )
 
 
 def _body(answer: urllib3.BaseHTTPResponse, asked: Asked, within_s: float) -> bytes:

@@ -35,7 +35,8 @@ _REASONS = {
 class Fault:
     """What happens to the next `times` requests whose `METHOD /path?query` matches `match`.
 
-    `status`: this answer instead of the server's, with its usual `reason` or another. `lost`: the
+    `status`: this answer instead of the server's, with its usual `reason` or another, or with a
+    `body` that is no Status. `lost`: the
     server does it, and the answer never comes. `cut_after`: so many bytes of the answer come.
     `delay_s` before it is forwarded.
     """
@@ -44,6 +45,7 @@ class Fault:
     times: int = 1
     status: int = 0
     reason: str = ""
+    body: bytes = b""
     retry_after_s: int | None = None
     lost: bool = False
     cut_after: int | None = None
@@ -235,16 +237,19 @@ def _one_request(head: bytes) -> bytes:
 
 def _answer(fault: Fault) -> bytes:
     reason = fault.reason or _REASONS.get(fault.status, "Unknown")
-    body = json.dumps(
-        {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "status": "Failure",
-            "message": f"fault of the test proxy: {reason}",
-            "reason": reason,
-            "code": fault.status,
-        }
-    ).encode()
+    body = (
+        fault.body
+        or json.dumps(
+            {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "message": f"fault of the test proxy: {reason}",
+                "reason": reason,
+                "code": fault.status,
+            }
+        ).encode()
+    )
     lines = [
         f"HTTP/1.1 {fault.status} {reason}",
         "Content-Type: application/json",

@@ -28,6 +28,7 @@ from k8s.kinds import KINDS
 from k8s.transport import Transport
 from tests.k8s.api_faults import Fault, FaultyApi
 from tests.k8s.apiserver import ADMIN_TOKEN, NOBODY_TOKEN, ApiServer
+from tests.k8s.web_server import answering
 
 
 def config_map(name: str, **data: str) -> dict[str, Any]:
@@ -406,6 +407,59 @@ def test_an_answer_that_trickles_is_given_up_in_time(
         over.set()
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "error", "said"),
+    [
+        (200, b"{}", {}, ConfigError, "'{}'"),
+        (200, b"[]", {}, ConfigError, r"'\[\]'"),
+        (200, b"<html>Hello</html>", {}, ConfigError, "'<html>Hello</html>'"),
+        (302, b"", {"Location": "https://login.example.com/"}, ConfigError, ".* see https://login"),
+        (403, b"<html>\nNo\n</html>", {}, ConfigError, "HTTP status 403: <html> No </html>"),
+        (404, b"404 page not found\n", {}, ConfigError, "HTTP status 404: 404 page not found"),
+        (404, b'{"detail":"Not Found"}', {}, ConfigError, "HTTP status 404: {"),
+        (500, b"<html>Oops</html>", {}, Unreachable, "HTTP status 500: <html>Oops</html>"),
+    ],
+)
+def test_what_is_no_api_server_is_called_so_at_once(
+    status: int,
+    body: bytes,
+    headers: dict[str, str],
+    error: type[Exception],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "k"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setattr("k8s.transport.FIRST_RETRY_S", 0.5)
+    with answering(path, status, body, headers) as address:
+        client = Client(Transport(None), "default")
+        for ask in (
+            lambda: client.find("ConfigMap", "x"),
+            lambda: client.list("ConfigMap"),
+            lambda: client.apply(config_map("x")),
+        ):
+            started = time.monotonic()
+            with pytest.raises(
+                error, match=f"answers at {address} is no Kubernetes API server: .* says {said}"
+            ) as refused:
+                ask()
+            assert time.monotonic() - started < 15, "not tried as long as a server that was there"
+            assert f"from context 'lab' of {path}: correct `server`" in str(refused.value)
+            assert "\n" not in str(refused.value)
+
+
+def test_a_load_balancer_may_speak_for_a_server_that_was_there(
+    faulty: Client, faults: FaultyApi
+) -> None:
+    faults.add(Fault("GET", status=503, body=b"<html>no backend</html>"))
+    faulty.list("ConfigMap")
+    faults.add(Fault("GET", times=100, status=503, body=b"<html>no backend</html>"))
+    with pytest.raises(Unreachable, match="HTTP status 503: <html>no backend</html>") as error:
+        faulty.within(1.0).list("ConfigMap")
+    assert "no Kubernetes API server" not in str(error.value)
 
 
 # Watches
