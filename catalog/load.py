@@ -28,6 +28,10 @@ KINDS = {
     "timestamp": "date",
 }
 MOST, MOST_VALUES, DEEPEST = 2**63, 10_000, 20
+TEMPLATE = (
+    "the catalog is plain YAML: render a template ({{ … }}) first, and put braces that are text "
+    "in quotes"
+)
 TOO_MUCH = "is too deep or too large; does an alias (*) contain itself, or others many times?"
 
 S = TypeVar("S", bound=Spec)
@@ -49,7 +53,7 @@ class Catalog:
         if name not in self.models:
             raise CatalogError(
                 f"no model {name!r} in the catalog; there are: {', '.join(self.models)}. "
-                f"Add catalog/models/{name}.yaml or correct the partition."
+                f"Name one of them, or add catalog/models/{name}.yaml."
             )
         return self.models[name]
 
@@ -143,6 +147,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = " ".join(str(error.problem or error.context).split())
+        if _template(text, error.context_mark) or _template(text, error.problem_mark):
+            problem += f"; {TEMPLATE}"
         raise CatalogError(f"{file}:{line}: file: is not valid YAML: {problem}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -157,6 +163,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         what = "must be a mapping of fields" if root else "is empty"
         raise CatalogError(f"{file}:1: file: {what}, see catalog/models for examples")
     return fields, lines
+
+
+def _template(text: str, mark: yaml.Mark | None) -> bool:
+    """Whether there is something of a template in the marked line."""
+    marked = text.splitlines()[mark.line : mark.line + 1] if mark else []
+    return any("{{" in line or "{%" in line for line in marked)
 
 
 class _Wrong(Exception):
@@ -201,8 +213,10 @@ def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
 
 def _check_key(key: yaml.Node, place: Place) -> None:
     kind = _kind(key)
+    if isinstance(key, yaml.MappingNode):
+        raise _Wrong(key, place, f"has braces for a field's name; {TEMPLATE}")
     if not isinstance(key, yaml.ScalarNode):
-        raise _Wrong(key, place, "has braces or a list for a field's name; put text in quotes")
+        raise _Wrong(key, place, "has a list for a field's name; put text in quotes")
     if kind == "merge":
         raise _Wrong(key, place, "<< isn't taken; write the fields, or an alias for each value")
     if kind != "text":

@@ -360,7 +360,7 @@ def test_a_model_on_a_cluster_without_its_pool_is_refused_with_the_reason() -> N
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(CatalogError, match=r"no model 'gpt-2'.*smollm2-135m"):
+    with pytest.raises(CatalogError, match=r"no model 'gpt-2'.*smollm2-135m.*Name one of them"):
         load_catalog().model("gpt-2")
     with pytest.raises(CatalogError, match=r"no cluster 'prod'.*lab.*Name one of them"):
         load_catalog().cluster("prod")
@@ -391,8 +391,16 @@ BOMB = "a: &a [x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (revision("{{ .Values.rev }}"), "3: revision: has braces or a list for a field's name"),
-        (revision("x\n? [a, b]\n: c"), "4: file: has braces or a list for a field's name"),
+        (revision("{{ .Values.rev }}"), "3: revision: has braces for a field's name; the catalog"),
+        (revision("{{ .Values.rev }}"), "is plain YAML: render a template ({{ … }}) first"),
+        (revision("x\n{{- if .Values.chat }}\nchat: true"), "'; the catalog is plain YAML: render"),
+        (revision("{{ .Values.rev }}-1"), "found '<scalar>'; the catalog is plain YAML: render"),
+        (revision("x\n{% if chat %}"), "4: file: is not valid YAML: found character '%' that"),
+        (revision("x\n{% if chat %}"), "any token; the catalog is plain YAML: render a template"),
+        (
+            revision("x\n? [a, b]\n: c"),
+            "4: file: has a list for a field's name; put text in quotes",
+        ),
         (revision("2026-13-45"), "3: revision: '2026-13-45' is a date in YAML; put it in quotes"),
         (revision("2026-01-02"), "3: revision: '2026-01-02' is a date in YAML; put it in quotes"),
         (revision("1.5e+5"), "3: revision: must be text, got 150000.0; put it in quotes"),
