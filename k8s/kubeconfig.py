@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import ssl
 import threading
@@ -25,6 +26,11 @@ T = TypeVar("T")
 
 # How long a login program may take: some ask a person, in a browser.
 LOGIN_S = 60.0
+_TEXTS = {"token", "tokenFile", "username", "password"} | {
+    f"client-{what}{form}" for what in ("certificate", "key") for form in ("", "-data")
+}
+# Of what a login program says on stderr, these last lines are told.
+_LAST_LINES = 3
 # What kubernetes.config raises for files whose structure is wrong, beside its own exception.
 _BROKEN = (
     ConfigException,
@@ -127,8 +133,12 @@ def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
     described = f"context {chosen!r} of {where}"
     configuration = Configuration()
     try:
-        _require_server(_part_of(contexts[chosen], "cluster", files))
-        user = _part_of(contexts[chosen], "user", files) if contexts[chosen].get("user") else {}
+        cluster = _part_of(contexts[chosen], "cluster", files)
+        _require_server(contexts[chosen]["cluster"], cluster)
+        named_user = contexts[chosen].get("user")
+        user = _part_of(contexts[chosen], "user", files) if named_user else {}
+        if named_user:
+            _require_texts(named_user, user)
         login = _login_of(user)
 
         def load() -> list[str]:
@@ -141,10 +151,12 @@ def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
         said = _in_time(load, described, login.command) if login else load()
         if login and not configuration.api_key and not configuration.cert_file:
             raise ConfigError(
-                f"{described}: the login program of user {contexts[chosen]['user']!r} failed: "
+                f"{described}: the login program of user {named_user!r} failed: "
                 f"{_why(said)}{login.hint}. Try it by hand: {login.command}"
             )
         _require_certificates(configuration)
+        if named_user:
+            _require_way_in(named_user, user, configuration)
     except _BROKEN as error:
         raise ConfigError(
             f"{described} can't be used: {_in_words(error)}. Correct that file, or set KUBECONFIG "
@@ -186,7 +198,7 @@ def _is_list_of(entries: Any, part: str) -> bool:
         isinstance(entries, list)
         and all(isinstance(entry, dict) for entry in entries)
         and all(isinstance(entry.get("name"), str) for entry in entries)
-        and all(isinstance(entry.get(part) or {}, dict) for entry in entries)
+        and all(isinstance(entry.get(part), dict | None) for entry in entries)
     )
 
 
@@ -202,19 +214,52 @@ def _named(files: list[dict[str, Any]], part: str) -> dict[str, dict[str, Any]]:
 def _part_of(context: dict[str, Any], part: str, files: list[dict[str, Any]]) -> dict[str, Any]:
     """What the context names. Raises ValueError."""
     name, there = context.get(part), _named(files, part)
-    if not name:
+    if not name or not isinstance(name, str):
         raise ValueError(f"it names no {part}")
     if name not in there:
         raise ValueError(f"there is no {part} {name!r} (but: {', '.join(there) or 'none'})")
     return there[name]
 
 
-def _require_server(cluster: dict[str, Any]) -> None:
+def _require_server(name: str, cluster: dict[str, Any]) -> None:
     server = cluster.get("server")
     if not server:
-        raise ValueError("its cluster has no server")
-    if not str(server).startswith(("https://", "http://")):
-        raise ValueError(f"server {server!r} is no address such as https://10.0.0.1:6443")
+        raise ValueError(f"its cluster {name!r} has no server")
+    wrong = f"server {server!r} of its cluster {name!r} is no address such as https://10.0.0.1:6443"
+    if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?(/[^\s?#]*)?", str(server)):
+        raise ValueError(wrong)
+    try:
+        port = urlsplit(server).port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError(f"{wrong}: its port is none")
+
+
+def _require_texts(name: str, user: dict[str, Any]) -> None:
+    """The library fails on others in its own words, with the whole user in them."""
+    if not user:
+        raise ValueError(f"its user {name!r} has nothing to log in with")
+    for key in _TEXTS & user.keys():
+        if not isinstance(user[key], str):
+            raise ValueError(f"`{key}` of its user {name!r} is no text")
+
+
+def _require_way_in(name: str, user: dict[str, Any], configuration: Configuration) -> None:
+    """Without credentials the library goes on as nobody, and the server's refusal says less."""
+    header = str(configuration.api_key.get("BearerToken") or "").strip()
+    if not (header.isascii() and header.isprintable()):
+        raise ValueError(f"the token of its user {name!r} has characters that no token has")
+    scheme, _, credentials = header.partition(" ")
+    whole = scheme != "Basic" or (user["username"] and user["password"])
+    # With http:// the library leaves a user's certificate aside.
+    certificate = user.get("client-certificate") or user.get("client-certificate-data")
+    if not (certificate or configuration.cert_file or (credentials and whole)):
+        raise ValueError(
+            f"its user {name!r} can't log in with {', '.join(map(str, user))} as it is: a user "
+            "needs token, tokenFile, client-certificate and client-key, exec, or username and "
+            "password, and none of them empty"
+        )
 
 
 def _require_certificates(configuration: Configuration) -> None:
@@ -298,14 +343,15 @@ class _Login:
 
 
 def _login_of(user: dict[str, Any]) -> _Login | None:
-    provider = (user.get("auth-provider") or {}).get("name")
+    provider = user.get("auth-provider")
+    provider = provider.get("name") if isinstance(provider, dict) else provider
     if provider not in (None, "oidc"):  # kubectl 1.26 and later know no other either
         raise ValueError(
             f"its user has auth-provider {provider!r}, which Kubernetes took out; use the exec "
             "plugin of your cloud"
         )
     login = user.get("exec")
-    if not login:
+    if login is None:
         return None
     if not isinstance(login, dict) or not login.get("command"):
         raise ValueError("its user's `exec` has no `command`")
@@ -322,7 +368,12 @@ def _why(said: list[str]) -> str:
     if why.startswith("failed to decode"):
         return "what it printed is no ExecCredential"
     # On a terminal the program's own words go there, and the library falls over their absence.
-    return "it says why above" if "NoneType" in why else why.rstrip(".")
+    if "NoneType" in why:
+        return "it says why above"
+    lines = [line.strip() for line in why.splitlines() if line.strip()]
+    if len(lines) > 1 + _LAST_LINES:  # the first is the library's
+        lines = [lines[0], "…", *lines[-_LAST_LINES:]]
+    return " ".join(line if len(line) <= 300 else f"{line[:300]}…" for line in lines).rstrip(".")
 
 
 def _set_up(configuration: Configuration) -> Configuration:

@@ -87,6 +87,7 @@ def test_no_current_context(file: Path) -> None:
         ("\x00\x01", "it is no text"),
         ("contexts: [1]", "its `contexts` are no list"),
         ("users: [{name: u, user: 7}]", "its `users` are no list"),
+        ("users: [{name: u, user: []}]", "its `users` are no list"),
     ],
 )
 def test_not_a_kubeconfig(file: Path, text: str, why: str) -> None:
@@ -99,28 +100,49 @@ def cluster(**fields: str) -> dict[str, Any]:
     return {"clusters": [{"name": "c", "cluster": fields}]}
 
 
+def user(**fields: Any) -> dict[str, Any]:
+    return {"users": [{"name": "u", "user": fields}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
         ({"clusters": []}, r"there is no cluster 'c' \(but: none\)"),
         ({"users": [{"name": "v", "user": {}}]}, r"there is no user 'u' \(but: v\)"),
         ({"contexts": [{"name": "lab", "context": None}]}, "it names no cluster"),
-        (cluster(), "its cluster has no server"),
-        (cluster(server="10.9.8.7:6443"), "'10.9.8.7:6443' is no address such as https://"),
+        (cluster(), "its cluster 'c' has no server"),
+        (cluster(server="10.9.8.7:6443"), "'10.9.8.7:6443' of its cluster 'c' is no address such"),
+        (cluster(server="https://x:99999"), "'https://x:99999' of its cluster 'c' .* port is none"),
+        (cluster(server="https://x:0"), "'https://x:0' of its cluster 'c' .* its port is none"),
+        (cluster(server="https://x:port"), "'https://x:port' of its cluster 'c' is no address"),
+        (cluster(server="https://:6443"), "'https://:6443' of its cluster 'c' is no address"),
+        (cluster(server="https://[::1"), r"'https://\[::1' of its cluster 'c' is no address"),
+        (cluster(server="https://a b"), "'https://a b' of its cluster 'c' is no address"),
+        (cluster(server="https://x?a=b"), r"'https://x\?a=b' of its cluster 'c' is no address"),
         (cluster(**{"server": "https://x", "certificate-authority": "/no/ca"}), "/no/ca"),
         (
             cluster(**{"server": "https://x", "certificate-authority-data": "%"}),
             "certificates can't be read: no certificate or crl found",
         ),
-        (
-            {"users": [{"name": "u", "user": {"tokenFile": "/no/token"}}]},
-            "/no/token: No such file or directory",
-        ),
-        ({"users": [{"name": "u", "user": {"exec": {"args": []}}}]}, "`exec` has no `command`"),
-        (
-            {"users": [{"name": "u", "user": {"auth-provider": {"name": "gcp"}}}]},
-            "auth-provider 'gcp', which Kubernetes took out",
-        ),
+        (user(tokenFile="/no/token"), "/no/token: No such file or directory"),
+        (user(exec={"args": []}), "`exec` has no `command`"),
+        (user(exec={}), "`exec` has no `command`"),
+        (user(**{"auth-provider": {"name": "gcp"}}), "'gcp', which Kubernetes took out"),
+        (user(**{"auth-provider": "gcp"}), "'gcp', which Kubernetes took out"),
+        (user(), "its user 'u' has nothing to log in with"),
+        ({"users": [{"name": "u"}]}, "its user 'u' has nothing to log in with"),
+        ({"users": [{"name": "u", "user": None}]}, "its user 'u' has nothing to log in with"),
+        (user(username="a"), "its user 'u' can't log in with username as it is: a user needs tok"),
+        (user(username="a", password=""), "its user 'u' can't log in with password, username as"),
+        (user(username="a", password=7), "`password` of its user 'u' is no text"),
+        (user(token=""), "its user 'u' can't log in with token as it is"),
+        (user(token=" "), "its user 'u' can't log in with token as it is"),
+        (user(token=None), "`token` of its user 'u' is no text"),
+        (user(token=["t"]), "`token` of its user 'u' is no text"),
+        (user(token="a\nb"), "the token of its user 'u' has characters that no token has"),
+        (user(tokenFile="/dev/null"), "its user 'u' can't log in with tokenFile as it is"),
+        (user(tokens="t"), "its user 'u' can't log in with tokens as it is"),
+        ({"contexts": [{"name": "lab", "context": {"cluster": ["c"]}}]}, "it names no cluster"),
     ],
 )
 def test_what_is_missing_is_named(file: Path, changes: dict[str, Any], what: str) -> None:
@@ -128,6 +150,27 @@ def test_what_is_missing_is_named(file: Path, changes: dict[str, Any], what: str
     with pytest.raises(ConfigError, match=f"context 'lab' of {file} can't be used: .*{what}") as e:
         load_account(None)
     assert str(e.value).endswith("Correct that file, or set KUBECONFIG to another one.")
+
+
+def test_a_context_without_a_user_asks_as_nobody(file: Path) -> None:
+    """As for `kubectl proxy`, which logs in itself."""
+    named = {"contexts": [{"name": "lab", "context": {"cluster": "c"}}]}
+    file.write_text(yaml.safe_dump(config(**named)))
+    assert load_account(None).authorization() is None
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_each_way_to_log_in_is_taken(file: Path, tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "token").write_text("t\n")
+    server = cluster(server=f"{scheme}://10.9.8.7:6443/k8s/clusters/c-1")
+    for fields, header in (
+        ({"token": "t"}, "Bearer t"),
+        ({"token": "t", "username": "a"}, "Bearer t"),
+        ({"tokenFile": str(tmp_path / "token")}, "Bearer t"),
+        ({"username": "a", "password": "b"}, "Basic YTpi"),
+    ):
+        file.write_text(yaml.safe_dump(config(**server, **user(**fields))))
+        assert load_account(None).authorization() == header
 
 
 def test_folder_instead_of_a_file(file: Path) -> None:
@@ -146,6 +189,10 @@ def test_folder_instead_of_a_file(file: Path) -> None:
         (
             {"command": "sh", "args": ["-c", "echo run aws sso login >&2; exit 3"]},
             r"process returned 3\. run aws sso login\. Try it by hand: sh -c 'echo run aws",
+        ),
+        (
+            {"command": "sh", "args": ["-c", "seq 200 >&2; exit 3"]},
+            r"process returned 3\. 1 … 198 199 200\. Try it by hand: sh -c",
         ),
         ({"command": "echo", "args": ["hello"]}, "what it printed is no ExecCredential"),
         ({"command": "echo", "args": ["{}"]}, "malformed response"),
