@@ -23,6 +23,7 @@ from weights.errors import (
     Interrupted,
     Place,
     ReaderGone,
+    Unsaid,
     UsageError,
     WeightsError,
 )
@@ -46,21 +47,29 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
     try:
         command(options, reporter)
     except WeightsError as error:
-        with suppress(ReaderGone):  # who would have read it has gone, `head` for one
-            reporter.error(error)
+        _say(error, reporter)
     except Exception as error:
         # A fault of this program. The trace goes to the log, without the token.
         sys.stderr.write(reporter.redact(traceback.format_exc()))
-        with suppress(ReaderGone):
-            reporter.error(
-                WeightsError(
-                    f"{type(error).__name__}: {error}",
-                    "this is a fault of the program: report it with the trace in the Job's log",
-                )
-            )
+        fault = WeightsError(
+            f"{type(error).__name__}: {error}",
+            "this is a fault of the program: report it with the trace in the Job's log",
+        )
+        _say(fault, reporter)
     else:
         return 0
     return 1
+
+
+def _say(error: WeightsError, reporter: Reporter) -> None:
+    try:
+        reporter.error(error)
+    except ReaderGone:
+        pass  # who would have read it has gone, `head` for one
+    except Unsaid as unsaid:
+        with suppress(OSError):
+            reason = "" if isinstance(error, Unsaid) else reporter.redact(f" ({error})")
+            sys.stderr.write(f"{unsaid}{reason}. Next: {unsaid.next_step}\n")
 
 
 def _resolve(options: argparse.Namespace, reporter: Reporter) -> None:
@@ -307,7 +316,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     status = main()
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # said already, if it can be said
+            stream.flush()
     os._exit(status)  # threads that hang in the client are not waited for

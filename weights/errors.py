@@ -174,6 +174,10 @@ class ReaderGone(WeightsError):
     """Whoever was to read the tar, or what this program says, has ended."""
 
 
+class Unsaid(WeightsError):
+    """What this program says can't be written: its output's disk is full, for one."""
+
+
 class Interrupted(WeightsError):
     """SIGTERM or SIGINT."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from weights.errors import ReaderGone, WeightsError
+from weights.errors import ReaderGone, Unsaid, WeightsError
 
 URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
@@ -27,7 +27,8 @@ def secrets_of(token: str | None, endpoint: str) -> tuple[str, ...]:
 class Reporter:
     """Writes events to `out`: JSON, or for a person if `human`. Safe in threads.
 
-    All that writes raises ReaderGone when there is nobody to read it.
+    All that writes raises ReaderGone when there is nobody to read it, and Unsaid when it can't be
+    written.
     """
 
     def __init__(
@@ -104,6 +105,11 @@ class Reporter:
                 raise ReaderGone(
                     "nobody reads what this program says any more",
                     "start again: finished files are kept",
+                ) from error
+            except OSError as error:
+                raise Unsaid(
+                    f"can't write what this program says: {error.strerror}",
+                    "look at where its output goes, then start again: finished files are kept",
                 ) from error
 
 

@@ -217,6 +217,8 @@ class _Fetch:
         self.settled: dict[str, int] = {}  # path -> bytes of files that are in their place
         # When, and how many bytes had come from the Hub.
         self.history: deque[tuple[float, int]] = deque(maxlen=RATE_REPORTS)
+        self.asked_at = time.monotonic()  # for the list of files
+        self.say_after_s = 0.0  # that it is waited for
         self.busy: dict[str, float] = {}  # path -> since when
         self.arrived: dict[str, int] = {}  # path -> bytes of files on their way
         self.kept: dict[str, int] = {}  # path -> bytes of it that were here already
@@ -323,6 +325,7 @@ class _Fetch:
 
     def _tree(self) -> list[File]:
         place = self.wanted.place
+        self.asked_at = time.monotonic()
         return self.pace.persist(
             lambda: list(hubs.tree(self.hub, self.wanted.repo, self.wanted.commit)),
             lambda error: hubs.understand(error, self.hub, place, resolved=True),
@@ -459,7 +462,15 @@ class _Fetch:
 
     def _tick(self) -> None:
         waiting_for = ", ".join(list(self.busy)[:3]) or "the list of files"
-        self.pace.check(self.wanted.place, waiting_for)
+        waited_s = time.monotonic() - self.asked_at
+        # The client tries again in silence, for 24 s if there is no connection.
+        if not self.total and waited_s >= self.say_after_s:
+            self.reporter.progress(
+                f"waits for the list of files of {self.wanted.place} from {self.hub.address}, "
+                f"{waited_s:.0f} s so far"
+            )
+            self.say_after_s = 2 * waited_s
+        self.pace.check(self.wanted.place, waiting_for, self.hub.address)
         self._report()
         self._sweep()
 

@@ -12,10 +12,11 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 from huggingface_hub import (
@@ -70,6 +71,11 @@ class Hub:
     def host(self) -> str:
         """The endpoint's host, without user and password."""
         return urlsplit(self.endpoint).hostname or self.endpoint
+
+    @property
+    def address(self) -> str:
+        """The endpoint's host and port."""
+        return _address(urlsplit(self.endpoint))
 
 
 class BadAnswer(Exception):
@@ -294,7 +300,7 @@ def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> Weight
         return errors.UsageError(f"{place.repo!r}: {_first_line(error)}", "correct the repository")
     if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
         return errors.Stalled(
-            f"{hub.host} went silent in {place}",
+            f"{_asked(error, hub)} went silent in {place}",
             f"look at the network between the Job and HF_ENDPOINT; {again}",
             place=place,
         )
@@ -302,7 +308,7 @@ def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> Weight
         cut = isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError)
         what = "the connection was cut" if cut else "no connection"
         return errors.HubUnreachable(
-            f"{what} to {hub.host} for {place}: {_first_line(error)}",
+            f"{what} to {_asked(error, hub)} for {place}: {_first_line(error)}",
             "check HF_ENDPOINT, DNS, proxy and egress policy of the Job; a cluster without a way "
             "out needs a mirror as HF_ENDPOINT, or weights that are brought to it: python -m "
             "weights pack where the Hub can be reached, python -m weights import there "
@@ -314,9 +320,21 @@ def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> Weight
             return errors.volume_error(error, place.file, place)
         if "Consistency check failed" in str(error):  # the connection ended early, or too late
             return errors.HubUnreachable(
-                f"{hub.host} sent {place} in another length than it said", again, place=place
+                f"{hub.address} sent {place} in another length than it said", again, place=place
             )
     return None
+
+
+def _asked(error: BaseException, hub: Hub) -> str:
+    """Host and port that an error of the client is about: of the Hub, or where it redirects to."""
+    with suppress(RuntimeError, AttributeError):  # it has no request
+        return _address(urlsplit(str(cast(httpx2.TransportError, error).request.url)))
+    return hub.address
+
+
+def _address(parts: SplitResult) -> str:
+    port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
+    return f"{parts.hostname}:{port}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

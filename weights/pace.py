@@ -48,8 +48,9 @@ class Pace:
         """Something came or was done: the watchdog starts anew."""
         self._alive_at = time.monotonic()
 
-    def check(self, place: Place, waiting_for: str) -> None:
-        """Raise what is the matter if nothing has come for `stall_s`, told waits not counted."""
+    def check(self, place: Place, waiting_for: str, address: str) -> None:
+        """Raise what is the matter if nothing has come from the Hub's `address` for `stall_s`,
+        told waits not counted."""
         now = time.monotonic()
         silent = now - max(self._alive_at, self._hold_until)
         if silent < self.patience.stall_s:
@@ -57,7 +58,8 @@ class Pace:
         if self._trouble is not None:
             raise self._trouble
         raise Stalled(
-            f"no byte from the Hub for {silent:.0f} s while waiting for {waiting_for} of {place}",
+            f"no byte from the Hub for {silent:.0f} s while waiting for {waiting_for} of {place} "
+            f"from {address}",
             "look at the network between the Job and HF_ENDPOINT (proxy, egress policy), then "
             "start again: finished files are kept",
             place=place,

@@ -50,6 +50,13 @@ def choose(files: Sequence[File], selection: Selection, place: Place) -> tuple[F
     if selection.adapter:
         return _adapter(files, place)
     wanted = [file for file in files if _wanted(file.path, selection)]
+    patterns = f"(allow {list(selection.allow)}, ignore {list(selection.ignore)})"
+    if not wanted and (selection.allow or selection.ignore):
+        raise NoWeights(
+            f"{place}: the patterns leave none of its {len(files)} files {patterns}",
+            "correct weights.allow and weights.ignore of the model (--allow, --ignore)",
+            place=place,
+        )
     for file in wanted:
         check_name(file.path, place)
     safetensors = [file.path for file in wanted if file.path.endswith(".safetensors")]
@@ -62,9 +69,9 @@ def choose(files: Sequence[File], selection: Selection, place: Place) -> tuple[F
     weights = [file.path for file in wanted if file.path.endswith(WEIGHTS)]
     if not weights:
         raise NoWeights(
-            f"{place}: none of its {len(files)} files is weights that may be fetched "
-            f"(allow {list(selection.allow)}, ignore {list(selection.ignore)})",
-            "correct weights.allow and weights.ignore of the model, or its repo and revision",
+            f"{place}: none of its {len(files)} files is weights that may be fetched {patterns}",
+            "correct weights.allow and weights.ignore of the model (--allow, --ignore), or its "
+            "repo and revision",
             place=place,
         )
     pickles = [path for path in weights if path.endswith(PICKLES)]

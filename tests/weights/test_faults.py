@@ -56,6 +56,8 @@ def test_what_lasts_is_named_and_the_next_fetch_succeeds(
         world.fetch(commit, patience=Patience(1.5) if kind is errors.Stalled else BRIEF)
     error = raised.value
     assert type(error) is kind, repr(error)
+    if kind is errors.HubUnreachable:  # with host and port, and be it those of a redirection
+        assert (fault.redirect or world.server.url).removeprefix("http://") in str(error)
     assert REPO in str(error) and error.next_step
     place = error.place
     assert place is not None and (place.repo, place.revision) == (REPO, commit)

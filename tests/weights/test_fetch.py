@@ -247,7 +247,8 @@ def test_a_stall_ends_with_what_was_waited_for(world: World) -> None:
     commit = world.commit(model())
     world.server.faults.add(Fault(path="model.safetensors", where="get", stall_after=100))
     error = refused(world, commit, Stalled, patience=Patience(stall_s=1.0))
-    assert f"waiting for model.safetensors of {REPO}@{commit}" in str(error)
+    at = world.server.url.removeprefix("http://")
+    assert f"waiting for model.safetensors of {REPO}@{commit} from {at}" in str(error)
     world.server.faults.clear()
     assert world.fetch(commit).files == 3
 
@@ -256,7 +257,9 @@ def test_a_hub_that_never_answers_the_list_is_noticed(world: World) -> None:
     commit = world.commit(model())
     world.server.faults.add(Fault(where="api", delay_s=5))
     error = refused(world, commit, Stalled, patience=Patience(stall_s=0.5))
-    assert "the list of files" in str(error)
+    at = world.server.url.removeprefix("http://")
+    assert f"the list of files of {REPO}@{commit} from {at}" in str(error)
+    assert f"waits for the list of files of {REPO}@{commit} from {at}, " in messages(world)
 
 
 def test_wrong_bytes_once_are_fetched_again(world: World) -> None:

@@ -129,6 +129,23 @@ def test_who_reads_no_further_sees_no_trace(world: World) -> None:
     assert process.stderr.read() == "" and process.wait(60) == 1
 
 
+@pytest.mark.parametrize("command", ["fetch", "list", "resolve"])
+def test_a_full_disk_is_one_line(world: World, command: str) -> None:
+    commit = world.commit(model())
+    arguments = {
+        "fetch": (*world.fetch_arguments(commit), "--ignore", "*"),
+        "list": ("list", "--root", str(world.root)),
+        "resolve": ("resolve", "--repo", REPO, "--revision", "nope"),
+    }[command]
+    process = world.start(*arguments, under=("sh", "-c", 'exec "$@" > /dev/full', "sh"))
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert said.count("\n") == 1
+    assert said.startswith("can't write what this program says: No space left on device")
+    reason = {"fetch": "the patterns leave none", "list": "", "resolve": "no branch, tag or commit"}
+    assert reason[command] in said, "the error that it had to say is not lost"
+
+
 def test_a_revision_that_is_not_there_is_told_with_those_that_are(world: World) -> None:
     commit = world.commit(model())
     for number in range(30):

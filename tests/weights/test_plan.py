@@ -102,6 +102,12 @@ def test_nothing_to_fetch_is_said() -> None:
         chosen(*COMMON)
     with pytest.raises(NoWeights, match=r"ignore \['\*\.safetensors'\]"):
         chosen(*COMMON, "model.safetensors", ignore=("*.safetensors",))
+    for pattern in ({"ignore": ("*",)}, {"allow": ("nothing-like-this",)}):
+        [(name, given)] = pattern.items()
+        with pytest.raises(NoWeights, match="the patterns leave none of its") as refused:
+            chosen(*COMMON, "model.safetensors", **pattern)
+        assert f"{name} {list(given)}" in str(refused.value)
+        assert f"--{name}" in refused.value.next_step
 
 
 @pytest.mark.parametrize(
