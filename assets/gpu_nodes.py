@@ -7,11 +7,11 @@ from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import NO_CONFIG, stage
 from catalog import ModelSpec
+from catalog.offered_load import fewest_requests
 from k8s import gpus, records, rollout
 from k8s.gpus import Plan
 from k8s.manifests import slot_name
 from k8s.records import PromotionRecord
-from loadtests.intervals import fewest_requests
 
 # The live Pods' end, the benchmark's Pod, KEDA's first look at the candidate: as on the lab.
 PODS_COME_AND_GO_S = 30.0

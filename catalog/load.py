@@ -266,7 +266,7 @@ def _trace(model: ModelSpec, folder: Path) -> str:
     """What is wrong with a model's trace; empty if nothing is."""
     path = trace_file(model, folder)
     try:
-        recorded, _ = read_trace(path)
+        recorded, _ = read_trace(path, model.traffic.arrival)
     except TraceError as error:
         return str(error)
     if path.stat().st_size > MOST_TRACE_BYTES:

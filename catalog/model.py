@@ -119,20 +119,12 @@ class Traffic(Spec):
     timeout_seconds: PositiveFloat = 60.0
     seed: int = 1
     # Processes that send it, where it is more than one core can.
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    workers: Annotated[int, Field(ge=1, le=offered_load.MOST_WORKERS)] = 1
 
     @model_validator(mode="after")
     def _offered(self, info: ValidationInfo) -> Self:
         if info.context != STORED:
-            shape_given = "gamma_shape" in self.model_fields_set
-            offered_load.check_arrival(self.arrival, self.gamma_shape, shape_given)
-            offered_load.check_rates(self.mode, self.rates, self.rate_range)
-            offered_load.check_trace(
-                self.arrival,
-                self.prompt_tokens,
-                self.output_tokens,
-                self.trace.prefixes if self.trace else None,
-            )
+            offered_load.check(self)
         return self
 
     def longest(self, recorded: Sequence[Recorded] = ()) -> int:
@@ -277,18 +269,11 @@ class ModelSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _measurable(self) -> Self:
+    def _measurable(self, info: ValidationInfo) -> Self:
         """What the benchmark would refuse, or never measure, once the candidate is up."""
         traffic, slo = self.traffic, self.slo
-        if traffic.mode == "search" and traffic.rate_range is not None:
-            lowest, highest = traffic.rate_range
-            if not lowest <= slo.required_rate <= highest:
-                raise Misfit(
-                    f"{slo.required_rate:g} is not within traffic.rate_range "
-                    f"({lowest:g} to {highest:g}), where the search starts",
-                    "slo",
-                    "required_rate",
-                )
+        if info.context != STORED:
+            offered_load.check_windows(traffic, slo, "traffic")
         if traffic.timeout_seconds * 1e3 <= slo.ttft_p95_ms:
             raise Misfit(
                 f"{traffic.timeout_seconds:g} s must be above slo.ttft_p95_ms "

@@ -33,8 +33,11 @@ class Recorded:
     blocks: tuple[int, ...] = ()
 
 
-def read_trace(path: Path) -> tuple[tuple[Recorded, ...], str]:
-    """The requests in the order of time, and the sha256 of the file. Raises TraceError."""
+def read_trace(path: Path, arrival: str = "trace") -> tuple[tuple[Recorded, ...], str]:
+    """The requests in the order of time, and the sha256 of the file. Raises TraceError.
+
+    With another `arrival` than trace only the lengths count, and all times may be equal.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -45,6 +48,11 @@ def read_trace(path: Path) -> tuple[tuple[Recorded, ...], str]:
             rows.append(_row(line, f"{path}:{number}"))
     if len(rows) < 2:
         raise TraceError(f"{path}: has {len(rows)} requests, a trace needs two at least")
+    if arrival == "trace" and len({row.at_s for row in rows}) == 1:
+        raise TraceError(
+            f"{path}: all requests have one time, so there are no gaps to replay; take lengths "
+            "from it, and say e.g. arrival: poisson"
+        )
     return tuple(sorted(rows, key=lambda row: row.at_s)), hashlib.sha256(data).hexdigest()
 
 

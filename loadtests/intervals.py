@@ -1,5 +1,5 @@
 """How far a figure from a sample can be trusted, where requests that follow each other in a queue
-are alike. Pure, standard library only."""
+are alike. Pure."""
 
 import math
 import random
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeVar
 
-Z = 1.645  # each bound alone is wrong in 5 % of cases
+from catalog.offered_load import Z
+
 DRAWS = 200
 BLOCKS = 20  # of a window, for its bootstrap and its trend
 TREND_T = 3.5
@@ -22,11 +23,6 @@ def wilson(successes: float, of: float) -> tuple[float, float]:
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
     half = Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def fewest_requests(attainment: float) -> int:
-    """So few requests, all good, already show that `attainment` holds: n / (n + z²) ≥ it."""
-    return math.ceil(Z * Z * attainment / (1 - attainment))
 
 
 def quantile(values: Sequence[float], q: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from loadtests.intervals import fewest_requests
+from catalog.offered_load import requests_of_step
 from loadtests.profile import Profile
 from loadtests.result import Step
 from loadtests.verdict import Window, judge, untrusted
@@ -12,14 +12,9 @@ MOST_WINDOWS = 2
 MOST_WINDOWS_REQUIRED = 5
 
 
-def requests_of_step(rate: float, profile: Profile) -> int:
-    """step_seconds of load, or longer if a verdict needs more requests."""
-    return max(round(rate * profile.step_seconds), fewest_requests(profile.slo.attainment))
-
-
 def window_ns(rate: float, profile: Profile) -> int:
     """From the start of a window's warm-up to its end."""
-    measured = int(requests_of_step(rate, profile) / rate * 1e9)
+    measured = int(requests_of_step(rate, profile.step_seconds, profile.slo) / rate * 1e9)
     return int(profile.warmup_seconds * 1e9) + measured
 
 
@@ -29,8 +24,7 @@ def longest_seconds(profile: Profile) -> float:
         # The budget has what a window waits for its last answers, but for the last window.
         return profile.budget_seconds + profile.timeout_s + 60
     return sum(
-        _most_windows(rate, profile)
-        * (profile.warmup_seconds + requests_of_step(rate, profile) / rate + profile.timeout_s + 1)
+        _most_windows(rate, profile) * (window_ns(rate, profile) / 1e9 + profile.timeout_s + 1)
         for rate in profile.ladder
     )
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from catalog.lengths import Lengths
+from catalog.offered_load import requests_of_step
 from catalog.trace import Recorded, read_trace
 from loadtests.answer import Phase
 from loadtests.arrivals import draw, even, replay
-from loadtests.ladder import requests_of_step
 from loadtests.profile import Profile
 
 # Of texts that can be told apart by their first three words (prompts.py).
@@ -96,7 +96,8 @@ class Planner:
         self.tokens = self.repeated_tokens = 0
         # Not from the seed: no two runs may share prompts.
         self._key = secrets.randbelow(KEYS)
-        self._trace = read_trace(Path(profile.trace.path))[0] if profile.trace else ()
+        trace = profile.trace
+        self._trace = read_trace(Path(trace.path), profile.arrival)[0] if trace else ()
         shared = profile.shared_prefix
         self._beginnings = [self.key() for _ in range(shared.count)] if shared else []
         self._blocks: dict[int, int] = {}  # keys of a trace's blocks
@@ -134,7 +135,8 @@ class Planner:
 
     def _draw(self, rate: float, repeat: int) -> Iterator[_Drawn]:
         profile = self.profile
-        warmup, measured = round(profile.warmup_seconds * rate), requests_of_step(rate, profile)
+        warmup = round(profile.warmup_seconds * rate)
+        measured = requests_of_step(rate, profile.step_seconds, profile.slo)
         first = repeat * (warmup + measured)  # in the trace: each window goes on in it
         phases: list[tuple[Phase, float, int]] = [
             ("warmup", 0.0, warmup),

@@ -1,9 +1,12 @@
 """What load is offered, to whom, and the SLO that it is judged by: the program's one input."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,10 +22,28 @@ from catalog.lengths import Lengths
 from catalog.mistakes import dotted, mistakes
 from catalog.model import Slo
 from catalog.offered_load import PromptLengths
-from catalog.spec import STORED, Misfit
+from catalog.spec import STORED
 from catalog.trace import TraceError, read_trace
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Of two of these weights, the smaller one's model still gets a request in a window.
+Weight = Annotated[float, Field(gt=0, le=offered_load.MOST_REQUESTS_OF_A_WORKER)]
+
+
+def _address(url: str) -> str:
+    """An engine's; what http.client and the resolver would stumble over later is refused."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname and parts.hostname.encode("idna"))
+        good = named and parts.port != 0 and re.fullmatch(r"http://[^/?#\s@]+/?", url)
+    except ValueError:  # no port, or no host's name
+        good = None
+    if not good:
+        raise ValueError(
+            f"{url!r} is no address of an engine; write http://HOST:PORT, with a port of 1 to "
+            "65535, e.g. http://127.0.0.1:8000"
+        )
+    return url
 
 
 class ProfileError(Exception):
@@ -51,7 +72,8 @@ class SharedPrefix(_Closed):
     """Before its own `prompt_tokens`, each prompt has one of `count` beginnings of `tokens`."""
 
     tokens: Annotated[int, Field(ge=4)]
-    count: Annotated[int, Field(ge=1)] = 1
+    # More than a window has requests would be used by none.
+    count: Annotated[int, Field(ge=1, le=offered_load.MOST_REQUESTS_OF_A_WORKER)] = 1
 
 
 class Conversations(_Closed):
@@ -63,7 +85,7 @@ class Conversations(_Closed):
     of it but the last of them. `prompt_tokens` are those of the new turn alone.
     """
 
-    turns: Annotated[int, Field(ge=2)]
+    turns: Annotated[int, Field(ge=2, le=1000)]  # each prompt has all before it
     think_s: Positive
 
 
@@ -74,8 +96,10 @@ class Profile(_Closed):
     whose metrics are read in any case.
     """
 
-    base_url: Annotated[str, StringConstraints(pattern=r"^http://[^/\s@]+/?$")]
+    base_url: Annotated[str, AfterValidator(_address)]
+    # As it is served: after vLLM's --served-model-name.
     model: Annotated[str, StringConstraints(min_length=1)]
+    # The API that is asked; chat adds the model's template to each prompt, within `prompt_tokens`.
     endpoint: Literal["chat", "completions"] = "completions"
     # ladder: all of `rates` up to the first fail; search: λ* within `rate_range`, for at most
     # `budget_seconds` of load; rate: a verdict at slo.required_rate only, likewise.
@@ -83,21 +107,24 @@ class Profile(_Closed):
     rate_range: tuple[Positive, Positive] | None = None
     budget_seconds: Positive = 600.0
     rates: tuple[Positive, ...] = ()
+    # Load at each rate of a ladder, at least, and before each window, not counted.
     step_seconds: Positive = 60.0
     warmup_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
     gamma_shape: Annotated[float, Field(ge=0.01)] = 1.0
+    # Of arrivals, lengths, models and turns; the words differ from run to run.
     seed: int = 1
     prompt_tokens: PromptLengths
     output_tokens: Lengths
     trace: Trace | None = None
     shared_prefix: SharedPrefix | None = None
     conversations: Conversations | None = None
-    models: Annotated[dict[str, Positive], Field(min_length=1)] | None = None
+    models: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
     slo: Slo
+    # After so long a request has failed.
     timeout_s: Positive = 60.0
     # Processes that share the load, where it is more than one core can send.
-    workers: Annotated[int, Field(ge=1, le=64)] | None = None
+    workers: Annotated[int, Field(ge=1, le=offered_load.MOST_WORKERS)] | None = None
     # What the result depends on and this program can't see: model, commit, image digest, node,
     # gpu, and `simulated`, the list of what is not real.
     metadata: dict[str, JsonValue] = {}
@@ -106,23 +133,8 @@ class Profile(_Closed):
     def _offered(self, info: ValidationInfo) -> Self:
         if info.context == STORED:
             return self
-        shape_given = "gamma_shape" in self.model_fields_set
-        offered_load.check_arrival(self.arrival, self.gamma_shape, shape_given)
-        offered_load.check_rates(self.mode, self.rates, self.rate_range)
-        offered_load.check_trace(
-            self.arrival,
-            self.prompt_tokens,
-            self.output_tokens,
-            self.trace.prefixes if self.trace else None,
-        )
-        if self.mode == "search" and self.rate_range is not None:
-            lowest, highest = self.rate_range
-            if not lowest <= self.slo.required_rate <= highest:
-                raise Misfit(
-                    f"{lowest:g} to {highest:g} must hold slo.required_rate "
-                    f"({self.slo.required_rate:g}), where the search starts",
-                    "rate_range",
-                )
+        offered_load.check(self)
+        offered_load.check_windows(self, self.slo)
         return self
 
     @model_validator(mode="after")
@@ -186,23 +198,23 @@ def load_profile(path: Path) -> Profile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: can't be read: {error}") from None
-    return with_trace(parse_profile(text, str(path)), path.parent, str(path))
+    return with_trace(parse_profile(text, str(path)), path.parent, f"{path}: trace.path")
 
 
 def with_trace(profile: Profile, folder: Path, where: str) -> Profile:
     """The profile with its trace, if any, looked up from `folder` on and checked.
 
-    Raises ProfileError that names the trace's line and field.
+    Raises ProfileError that begins with `where` and names the trace's line and field.
     """
     if profile.trace is None:
         return profile
     path = (folder / profile.trace.path).resolve()
     try:
-        _, sha256 = read_trace(path)
+        _, sha256 = read_trace(path, profile.arrival)
     except TraceError as error:
-        raise ProfileError(f"{where}: trace.path: {error}") from None
+        raise ProfileError(f"{where}: {error}") from None
     if profile.trace.sha256 not in (None, sha256):
-        raise ProfileError(f"{where}: trace.sha256: {path} has {sha256}")
+        raise ProfileError(f"{where}: {path} has {sha256}, and not trace.sha256")
     found = profile.trace.model_copy(update={"path": str(path), "sha256": sha256})
     return profile.model_copy(update={"trace": found})
 

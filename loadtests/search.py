@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from loadtests.intervals import fewest_requests
+from catalog.offered_load import requests_of_search, short_warmup
 from loadtests.knee import Knee, Seen, find, seen
 from loadtests.profile import Profile
 from loadtests.result import Capacity, Step
@@ -25,8 +25,6 @@ SAME = 1.02  # rates nearer than this ratio are one
 EDGE_REQUESTS = 400  # of a window there, at least
 SIDE_REQUESTS = 800  # on each side of λ*, before its interval is believed
 ROUGH = 0.15  # half of an interval, as NARROW, that is good enough to look only there
-# Overload shows once the queue is as long as the SLO allows.
-LIMITS_OF_A_WINDOW = 3.0
 INVALID_AT_MOST = 2  # windows in a row, then this rate can't be offered
 REQUIRED_AT_MOST = 6  # more windows for the verdict at the required rate
 
@@ -195,16 +193,14 @@ class Search:
         )
 
     def _requests(self, rate: float, requests: int) -> int:
-        least = rate * LIMITS_OF_A_WINDOW * self.profile.slo.ttft_p95_ms / 1e3
-        return max(requests, fewest_requests(self.profile.slo.attainment), round(least))
+        return max(requests, requests_of_search(rate, self.profile.slo))
 
     def _lengths(self, rate: float, requests: int) -> tuple[float, float]:
-        """Seconds of warm-up and measured. A short window is no claim, so a short warm-up does;
-        what the queue's start from empty hides is part of the luck that knee.py takes off."""
+        """Seconds of warm-up and measured."""
         seconds = self._requests(rate, requests) / rate
         warmup = self.profile.warmup_seconds
         if self.profile.conversations is None and requests <= NEAR_REQUESTS:
-            warmup = min(warmup, seconds / 2)
+            warmup = short_warmup(warmup, seconds)
         return warmup, seconds
 
     def _affords(self, rate: float, requests: int) -> bool:

@@ -294,8 +294,12 @@ def test_a_trace_lies_beside_the_model(folder: Path) -> None:
     trace.write_text(RECORDED % (0, 10) + '{"timestamp": 1}\n')
     assert "traffic.trace.path: " in refusal(folder)
     assert "chat.jsonl:2: input_length: must be a whole number" in refusal(folder)
-    trace.write_text((RECORDED % (0, 10)) * 20_000)
+    trace.write_text((RECORDED % (0, 10)) * 20_000 + RECORDED % (1, 10))
     assert "at most 900000 fit into the ConfigMap" in refusal(folder)
+    trace.write_text((RECORDED % (5, 10)) * 3)
+    assert "chat.jsonl: all requests have one time, so there are no gaps" in refusal(folder)
+    edit(folder, "models/smollm2-135m.yaml", "arrival: trace", "arrival: poisson")
+    assert load_catalog(folder).model("smollm2-135m").traffic.trace is not None
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,10 @@ def test_one_request_is_no_trace(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"nowhere\.jsonl: can't be read: No such file"):
         read_trace(tmp_path / "nowhere.jsonl")
+
+
+def test_equal_times_are_no_arrivals_but_lengths(tmp_path: Path) -> None:
+    path = write(tmp_path, MOONCAKE, MOONCAKE)
+    with pytest.raises(TraceError, match=r"trace\.jsonl: all requests have one time, .* poisson"):
+        read_trace(path)
+    assert len(read_trace(path, "poisson")[0]) == 2

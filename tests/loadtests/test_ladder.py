@@ -2,7 +2,8 @@
 
 import pytest
 
-from loadtests.ladder import climb, longest_seconds, requests_of_step
+from catalog.offered_load import requests_of_step
+from loadtests.ladder import climb, longest_seconds
 from loadtests.verdict import Window
 from tests.loadtests.samples import make_profile, steady
 
@@ -72,7 +73,7 @@ def test_inconclusive_at_the_required_rate_gets_more_requests() -> None:
 
 @pytest.mark.parametrize(("rate", "requests"), [(1, 52), (4, 52), (8, 80)])
 def test_a_step_has_enough_requests_for_a_verdict(rate: float, requests: int) -> None:
-    assert requests_of_step(rate, PROFILE) == requests
+    assert requests_of_step(rate, PROFILE.step_seconds, PROFILE.slo) == requests
 
 
 def test_longest_run() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from catalog.spec import STORED
 from loadtests.profile import Profile, ProfileError, load_profile, parse_profile
 
 GOOD: dict[str, Any] = {
@@ -19,6 +20,7 @@ GOOD: dict[str, Any] = {
 
 
 TALK = {"turns": 3, "think_s": 5}
+SEARCH = {"mode": "search", "rates": [], "rate_range": [1, 64]}
 
 
 def profile(**changes: Any) -> Profile:
@@ -44,8 +46,28 @@ def test_simulated_parts_come_from_the_metadata() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base_url": "https://x"}, "base_url: "),
-        ({"base_url": "http://user:pass@x"}, "base_url: "),
+        *(
+            (
+                {"base_url": url},
+                f"base_url: {url!r} is no address of an engine; write http://HOST:P",
+            )
+            for url in (
+                "https://x",
+                "http://user:pass@x",
+                "http://127.0.0.1:99999",
+                "http://127.0.0.1:0",
+                "http://127.0.0.1:http",
+                "http://:8000",
+                "http://a b",
+                "http://a..b",
+                "http://[::1",
+                f"http://{'x' * 64}",
+                "http://x/v1",
+                "http://x?v=1",
+                "127.0.0.1:8000",
+                "",
+            )
+        ),
         ({"rates": [4, 2]}, "rates: the ladder must ascend"),
         ({"rates": []}, "rates: "),
         ({"rates": [0]}, "rates.0: must be greater than 0, got 0"),
@@ -62,7 +84,7 @@ def test_simulated_parts_come_from_the_metadata() -> None:
         ({"mode": "search", "rate_range": [64, 1]}, "rate_range: 64 is above 1"),
         (
             {"mode": "search", "rate_range": [4, 64]},
-            "rate_range: 4 to 64 must hold slo.required_rate (2), where the search starts",
+            "slo.required_rate: 2 is not within rate_range (4 to 64), where the search starts",
         ),
         ({"rate": 3}, "rate: is no field here; allowed: base_url, model, "),
         ({"slo": {**GOOD["slo"], "p95": 1}}, "slo.p95: is no field here; allowed: ttft_p95_ms"),
@@ -86,6 +108,36 @@ def test_simulated_parts_come_from_the_metadata() -> None:
         ({"models": {}}, "models: "),
         ({"models": {"a": 0}}, "models.a: must be greater than 0"),
         ({"workers": 0}, "workers: must be greater than or equal to 1"),
+        ({"workers": 1000}, "workers: must be less than or equal to 64, got 1000"),
+        ({"rates": [1e7]}, "rates.0: 1e+07 req/s can't be sent; 64 workers send 128000 at most"),
+        ({"timeout_s": 1e9}, "timeout_s: 1e+09 s is more than a day; give 86400 or less"),
+        (
+            {"rates": [5000]},
+            "rates: at 5000 req/s a window has 350000 requests, 50000 of them in warmup_seconds",
+        ),
+        (
+            {"slo": {**GOOD["slo"], "attainment": 0.9999999999}},
+            "slo.attainment: 0.9999999999 takes 27060247759 requests to show",
+        ),
+        (
+            {"mode": "rate", "budget_seconds": 69},
+            "budget_seconds: 69 s has no room for one window: at slo.required_rate (2) it takes "
+            "60.0 s, and 10.0 s of warm-up; give 70 or more",
+        ),
+        (
+            {**SEARCH, "budget_seconds": 35},
+            "budget_seconds: 35 s has no room for one window: at slo.required_rate (2) it takes "
+            "26.0 s, and 10.0 s of warm-up; give 36 or more",
+        ),
+        (
+            # Whose first turns have a history that was sent: the warm-up isn't cut.
+            {**SEARCH, "budget_seconds": 45, "warmup_seconds": 20, "endpoint": "chat"}
+            | {"conversations": TALK},
+            "budget_seconds: 45 s has no room for one window: at slo.required_rate (2) it takes "
+            "26.0 s, and 20.0 s of warm-up; give 46 or more",
+        ),
+        ({"shared_prefix": {"tokens": 9, "count": 10**12}}, "shared_prefix.count: must be less th"),
+        ({"models": {"a": 1e308, "b": 1e308}}, "models.a: must be less than or equal to 200000"),
         ({"conversations": TALK}, "profile: conversations need endpoint: chat"),
         (
             {"conversations": TALK, "endpoint": "chat", "warmup_seconds": 1},
@@ -97,6 +149,21 @@ def test_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ProfileError) as refused:
         profile(**changes)
     assert f"profile: {message}" in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:65535", "http://[fd00::7]:80", "http://a.b/"])
+def test_addresses_of_engines(url: str) -> None:
+    assert profile(base_url=url).base_url == url
+
+
+def test_a_budget_that_is_just_enough() -> None:
+    for fields in ({"mode": "rate", "budget_seconds": 70}, {**SEARCH, "budget_seconds": 36}):
+        assert profile(**fields).budget_seconds == fields["budget_seconds"]
+
+
+def test_what_was_measured_once_stays_readable() -> None:
+    stored = {**GOOD, **SEARCH, "budget_seconds": 1, "rates": [1e7]}
+    assert Profile.model_validate_json(json.dumps(stored), context=STORED).budget_seconds == 1
 
 
 def test_every_mistake_is_listed() -> None:
@@ -146,5 +213,5 @@ def test_another_trace_than_the_one_that_was_meant(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     fields["trace"]["sha256"] = "0" * 64
     path.write_text(json.dumps(fields))
-    with pytest.raises(ProfileError, match=r"trace\.sha256: .* has [1-9a-f]"):
+    with pytest.raises(ProfileError, match=r"trace\.path: .* has [0-9a-f]+, and not trace\.sha256"):
         load_profile(path)

@@ -2,9 +2,10 @@
 
 import pytest
 
+from catalog.offered_load import fewest_requests
 from loadtests.answer import Row
 from loadtests.engine import Sample
-from loadtests.intervals import fewest_requests, quantile, wilson
+from loadtests.intervals import quantile, wilson
 from loadtests.result import Step
 from loadtests.verdict import (
     capacity,
