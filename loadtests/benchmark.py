@@ -58,7 +58,7 @@ def run(
         raise LoadTestError(
             "PromptTooLong",
             f"prompt and answer have up to {length} tokens, the engine takes {facts.max_model_len}",
-            "Shorten them in the profile, or raise --max-model-len.",
+            "Shorten prompt_tokens or output_tokens, or raise --max-model-len.",
         )
     generator.calibrate()
     rows: list[Row] = []

@@ -93,7 +93,7 @@ class Engine:
             raise LoadTestError(
                 "WrongModel",
                 f"{self.base_url} serves {', '.join(map(str, models)) or 'nothing'}, not {model!r}",
-                "Give the served name of the model (profile field `model`).",
+                "Give the served name of the model (`model` in a profile, --model).",
             )
         version = self._json("/version", self.get("/version")).get("version", "unknown")
         entry = models[model]
@@ -110,7 +110,7 @@ class Engine:
             raise LoadTestError(
                 "NotAnEngine",
                 f"{self.base_url}{path} answered {data[:80]!r}, which is no JSON object",
-                "Check that base_url is a vLLM engine.",
+                "Check that base_url (--host) is a vLLM engine.",
             )
         return answer
 

@@ -84,7 +84,7 @@ class Generator:
             raise LoadTestError(
                 "EngineUnreachable",
                 f"{engine.base_url}: {engine.host} can't be resolved: {error}",
-                "Correct base_url.",
+                "Correct base_url (--host).",
             ) from None
         self.family, self.address = found[0][0], found[0][4]
         self._on_end = on_end
@@ -124,7 +124,7 @@ class Generator:
             raise LoadTestError(
                 "NotAnEngine",
                 f"{self.engine.base_url}/tokenize answered without a count",
-                "Check that base_url is a vLLM engine.",
+                "Check that base_url (--host) is a vLLM engine.",
             )
         return count
 

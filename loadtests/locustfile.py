@@ -19,85 +19,51 @@ import gevent
 from gevent import Greenlet
 from locust import User, events, task
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from pydantic import ValidationError
 
 from loadtests.answer import Exchange, Row
 from loadtests.benchmark import run
 from loadtests.engine import Engine, LoadTestError
+from loadtests.flags import EXAMPLE, add_options, profile_of
 from loadtests.generator import PATHS
-from loadtests.profile import Profile, ProfileError, describe, load_profile, with_trace
+from loadtests.profile import Profile, ProfileError
 from loadtests.result import Verdict
 from loadtests.workers import Worker, Workers
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "invalid": 3, "inconclusive": 3}
 NO_VERDICT, USAGE = 3, 2
-# Profile fields that are flags of the same name.
-TRAFFIC = (
-    *("endpoint", "mode", "budget_seconds", "step_seconds", "warmup_seconds", "arrival"),
-    *("gamma_shape", "seed", "timeout_s"),
-)
-LIMITS = ("ttft_p95_ms", "itl_p95_ms", "error_rate", "required_rate")
 log = logging.getLogger("loadtests")
 
 
-@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
-def add_options(parser: Any) -> None:
-    """The profile's fields as flags; they also show on Locust's web page."""
-    add = parser.add_argument
-    add("--load-profile", default="", help="JSON file with the whole profile, instead of flags")
-    add("--out", default="", help="folder for result.json and rows.jsonl.gz")
-    add("--model", default="", help="served name; by default the only one that is served")
-    add("--endpoint", choices=sorted(PATHS), default="completions", help="API to load")
-    add("--rates", default="1,2,4,8,16", help="ladder of arrival rates, req/s")
-    add(
-        "--mode",
-        choices=["ladder", "search", "rate"],
-        default="ladder",
-        help="ladder: all rates; search: find λ*; rate: a verdict at --required-rate only",
-    )
-    add("--rate-range", default="", help="where to search, lowest and highest req/s, e.g. 1,64")
-    add("--budget-seconds", type=float, default=600, help="of load, for search and rate")
-    add("--step-seconds", type=float, default=30, help="least load at each rate")
-    add("--warmup-seconds", type=float, default=5, help="load before each step, not counted")
-    arrivals = ["poisson", "constant", "gamma", "trace"]
-    add("--arrival", choices=arrivals, default="poisson", help="process of the arrivals")
-    add("--gamma-shape", type=float, default=1.0, help="below 1: burstier than Poisson")
-    add("--seed", type=int, default=1, help="of the arrivals")
-    lengths = "a number, uniform:MIN:MAX, lognormal:MEDIAN:P95:MAX, or trace"
-    add("--prompt-tokens", default="64", help=f"length of a prompt: {lengths}")
-    add("--output-tokens", default="16", help=f"length of an answer: {lengths}")
-    add("--trace", default="", help="JSON lines: timestamp, input_length, output_length, hash_ids")
-    add("--trace-prefixes", action="store_true", help="equal hash_ids are equal text")
-    add("--shared-prefix-tokens", type=int, default=0, help="common start of the prompts")
-    add("--shared-prefixes", type=int, default=1, help="how many such starts there are")
-    add("--turns", type=int, default=1, help="of each conversation, with endpoint chat")
-    add("--think-s", type=float, default=5, help="least pause between two turns")
-    add("--models", default="", help="names with weights, LoRA adapters too: base=3,adapter=1")
-    add("--ttft-p95-ms", type=float, default=500, help="SLO")
-    add("--itl-p95-ms", type=float, default=200, help="SLO")
-    add("--error-rate", type=float, default=0.0, help="SLO: share that may fail")
-    add("--required-rate", type=float, default=1, help="rate, req/s, at which the SLO must hold")
-    add("--timeout-s", type=float, default=60, help="after this a request has failed")
-    # For programs: one JSON event a line on stdout.
-    add("--json-events", action="store_true", include_in_web_ui=False, help="print JSON events")
+events.init_command_line_parser.add_listener(add_options)  # type: ignore[no-untyped-call]
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Environment, **_: Any) -> None:
     """Master and workers can talk from now on, and a test's start is the benchmark's."""
     options: Any = environment.parsed_options
-    if options.profile:  # Locust would take it, and the flags' defaults be the load
-        log.error(
-            "--profile is Locust's own, a name for test runs. A file with the load is given as "
-            f"--load-profile {options.profile}"
-        )
-        sys.exit(USAGE)
     runner = environment.runner
     on: Any = environment.events
+    works = isinstance(runner, WorkerRunner)
+    # Now, and not where somebody has opened the page, or all workers are there. A worker of
+    # --processes ends silently with its master, which Locust would leave it to find out; one on
+    # another machine has no load of its own.
+    if options.processes or not works:
+        host = environment.host or ("" if options.headless else EXAMPLE)  # the page asks for it
+        try:
+            if options.profile:  # Locust would take it, and the flags' defaults be the load
+                raise ProfileError(
+                    "--profile: is Locust's own, a name for test runs; a file with the load is "
+                    f"given as --load-profile {options.profile}"
+                )
+            _checked(options, host, 1 if isinstance(runner, LocalRunner) else None)
+        except ProfileError as error:
+            if works:
+                sys.exit(0)
+            _say_wrong(options, error)
+            sys.exit(USAGE)
     if isinstance(runner, WorkerRunner):
         worker = Worker(runner, lambda path: _on_end(environment, path))
         on.test_stop.add_listener(lambda **_: worker.stop())
@@ -150,7 +116,7 @@ class Benchmark:
         try:
             code = _benchmark(environment, options, self._workers)
         except ProfileError as error:
-            _say_error(options, "ProfileError", str(error), "Correct the profile.")
+            _say_wrong(options, error)
             code = USAGE
         except LoadTestError as error:
             _say_error(options, error.name, str(error), error.next_step)
@@ -186,13 +152,11 @@ def _on_end(environment: Environment, path: str) -> Callable[[Exchange], None]:
 
 
 def _benchmark(environment: Environment, options: Any, workers: Workers | None) -> int:
-    if options.out:  # else it would be noticed when all is measured
-        try:
-            Path(options.out).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ProfileError(f"--out: {error}; name a folder that can be written") from None
-    profile = _profile(environment.host, options)
     count = 1 if workers is None else workers.gather(options.expect_workers)
+    profile = _checked(options, environment.host, count)
+    if not profile.model:
+        model = Engine(profile.base_url, profile.timeout_s).facts("").model
+        profile = profile.model_copy(update={"model": model})
     profile = profile.model_copy(update={"workers": count if count > 1 else None})
     fire: Any = environment.events.request.fire
 
@@ -226,59 +190,27 @@ def _benchmark(environment: Environment, options: Any, workers: Workers | None) 
     return EXIT_CODES[result.verdict]
 
 
-def _profile(host: str | None, options: Any) -> Profile:
-    """From the file or from the flags. Raises ProfileError, and LoadTestError if the engine has
-    to be asked for the model and is away."""
-    if options.load_profile:
-        profile = load_profile(Path(options.load_profile))
-        return profile.model_copy(update={"base_url": host}) if host else profile
-    if not host:
-        raise ProfileError("--host: the engine's address is missing, e.g. http://127.0.0.1:8000")
-    try:
-        given = {
-            "base_url": host,
-            "model": options.model or "unknown",
-            "rates": [float(rate) for rate in options.rates.split(",")],
-            "rate_range": [float(rate) for rate in options.rate_range.split(",") if rate] or None,
-            "slo": {name: getattr(options, name) for name in LIMITS},
-            **{name: getattr(options, name) for name in TRAFFIC},
-            **_traffic(options),
-        }
-        profile = with_trace(Profile.model_validate(given), Path.cwd(), "flags")
-    except ValidationError as error:
-        raise ProfileError(describe(error, "flags")) from None
-    except ValueError as error:
-        raise ProfileError(f"flags: {error}; write e.g. --rates 1,2,4") from None
-    if options.model:
-        return profile
-    model = Engine(profile.base_url, profile.timeout_s).facts("").model
-    return profile.model_copy(update={"model": model})
+def _checked(options: Any, host: str | None, processes: int | None) -> Profile:
+    """The load, which so many processes are to send, if that is known yet, and the folder for the
+    result is there. Raises ProfileError."""
+    profile = profile_of(options, host, sys.argv)
+    if processes and profile.workers and processes != profile.workers:
+        raise ProfileError(
+            f"{options.load_profile}: workers: is {profile.workers}, and Locust runs {processes}; "
+            f"give it --processes {profile.workers}, or take workers out"
+        )
+    if options.out:  # else it would be noticed when all is measured
+        try:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ProfileError(f"--out: {error}; name a folder that can be written") from None
+    return profile
 
 
-def _traffic(options: Any) -> dict[str, Any]:
-    """The fields of a profile that one flag, or several, stand for in short. Raises ValueError."""
-    trace = {"path": options.trace, "prefixes": options.trace_prefixes}
-    shared = {"tokens": options.shared_prefix_tokens, "count": options.shared_prefixes}
-    weights = [one.partition("=") for one in options.models.split(",") if one]
-    return {
-        "prompt_tokens": _lengths(options.prompt_tokens),
-        "output_tokens": _lengths(options.output_tokens),
-        "trace": trace if options.trace else None,
-        "shared_prefix": shared if options.shared_prefix_tokens else None,
-        "conversations": {"turns": options.turns, "think_s": options.think_s}
-        if options.turns > 1
-        else None,
-        "models": {name: weight or 1 for name, _, weight in weights} or None,
-    }
-
-
-def _lengths(given: str) -> Any:
-    """64, uniform:8:64, lognormal:200:900:4000 or trace, as the profile has it."""
-    law, *numbers = given.split(":")
-    names = {"uniform": ("min", "max"), "lognormal": ("median", "p95", "max")}.get(law, ())
-    if names and len(names) == len(numbers):
-        return {law: {name: int(number) for name, number in zip(names, numbers, strict=True)}}
-    return int(given) if given.isdigit() else given
+def _say_wrong(options: Any, error: ProfileError) -> None:
+    in_file = options.load_profile and not str(error).startswith("--")
+    what = "profile" if in_file else "flags"
+    _say_error(options, "ProfileError", str(error), f"Correct the {what}.")
 
 
 def _say_error(options: Any, name: str, message: str, next_step: str) -> None:

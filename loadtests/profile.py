@@ -30,8 +30,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, le=offered_load.MOST_REQUESTS_OF_A_WORKER)]
 
 
-def _address(url: str) -> str:
-    """An engine's; what http.client and the resolver would stumble over later is refused."""
+def address(url: str) -> str:
+    """An engine's; what http.client and the resolver would stumble over is refused: ValueError."""
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname and parts.hostname.encode("idna"))
@@ -96,7 +96,7 @@ class Profile(_Closed):
     whose metrics are read in any case.
     """
 
-    base_url: Annotated[str, AfterValidator(_address)]
+    base_url: Annotated[str, AfterValidator(address)]
     # As it is served: after vLLM's --served-model-name.
     model: Annotated[str, StringConstraints(min_length=1)]
     # The API that is asked; chat adds the model's template to each prompt, within `prompt_tokens`.

@@ -288,7 +288,7 @@ def test_traffic_by_flags(tmp_path: Path) -> None:
     assert profile.models == {"m": 2}
     assert profile.conversations is not None
     assert wrong.returncode == 2
-    assert "ProfileError: flags: output_tokens: must be a number, uniform" in wrong.stderr
+    assert "ProfileError: --output-tokens: must be a number, uniform" in wrong.stderr
     assert away.returncode == 3
     assert "WrongModel" in away.stderr
     assert "serves m, not 'adapter'" in away.stderr
@@ -307,20 +307,39 @@ def test_one_rate_by_flags(tmp_path: Path) -> None:
     assert {step.rate_asked for step in made.steps} == {20}
 
 
+@pytest.mark.parametrize("start", [["--headless"], [], ["--headless", "--processes", "2"]])
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--mode", "search"], "flags: rate_range: is missing: where to search"),
-        (["--budget-seconds", "-5"], "flags: budget_seconds: "),
+        (["--budget-seconds", "-5"], "--budget-seconds: must be greater than 0, got -5.0"),
+        (["--host", "http://127.0.0.1:99999"], "--host: 'http://127.0.0.1:99999' is no address"),
         (["--out", "/dev/null"], "--out: [Errno 17] File exists: '/dev/null'"),
     ],
 )
-def test_wrong_flags_are_named_before_any_load(flags: list[str], says: str) -> None:
-    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless", *flags]
-    ran = run_program(*arguments, "--host", "http://127.0.0.1:9")
+def test_wrong_flags_are_named_at_the_start(start: list[str], flags: list[str], says: str) -> None:
+    """With a page too, before anybody opens it; workers end with their master."""
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", *start, "--web-port", "0"]
+    ran = run_program(*arguments, "--host", "http://127.0.0.1:9", *flags)
     assert ran.returncode == 2, ran.stderr
-    assert says in ran.stderr
+    [line] = [line for line in ran.stderr.splitlines() if "/ERROR/" in line]
+    assert f"ProfileError: {says}" in line
+    assert line.endswith(". Correct the flags.")
     assert "Traceback" not in ran.stderr
+
+
+def test_as_many_processes_as_the_profile_says(tmp_path: Path) -> None:
+    profile = write_profile(tmp_path, "http://127.0.0.1:9", workers=2)
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless"]
+    ran = run_program(*arguments, "--load-profile", str(profile))
+    assert ran.returncode == 2, ran.stderr
+    assert f"{profile}: workers: is 2, and Locust runs 1; give it --processes 2" in ran.stderr
+    assert "Correct the profile." in ran.stderr
+    ran = run_program(*arguments, "--load-profile", str(profile), "--processes", "3")
+    assert ran.returncode == 2, ran.stderr
+    assert f"{profile}: workers: is 2, and Locust runs 3; give it --processes 2" in ran.stderr
+    ran = run_program(*arguments, "--load-profile", str(profile), "--processes", "2")
+    assert ran.returncode == 3, ran.stderr
+    assert "EngineUnreachable" in ran.stderr
 
 
 def test_locusts_own_profile_is_not_taken_for_ours(tmp_path: Path) -> None:
