@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from catalog.offered_load import MOST_RATE
 from tests.accuracy.measure import (
     CLIENT_CORE,
     ROOT,
@@ -43,7 +44,7 @@ BEHAVIOUR_RATE, BEHAVIOUR_SECONDS = 50.0, 7.0
 REPEATS = {"fixed": 5, "several_tokens": 5}
 # A tool that falls this far short of a rate is not asked for a higher one.
 SENT_LEAST = 0.9
-PLANTED = 20
+PLANTED, PLANTED_RUNS = "planted", 20
 HOGS = 24
 SATURATING_RATE = 30000.0
 PAUSE_S, PAUSE_EVERY_S = 1.0, 1.0
@@ -65,15 +66,18 @@ def main() -> int:
     """Measures, judges, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy", description=__doc__)
     parser.add_argument("--tools", default=",".join(TOOLS), help="of those that are installed")
-    parser.add_argument("--scenarios", default=",".join([*SCENARIOS, "planted"]))
+    parser.add_argument("--scenarios", default=",".join([*SCENARIOS, PLANTED]))
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
     parser.add_argument("--repeats", type=int, help="of all; by default fewer where no time counts")
     options = parser.parse_args()
+    found = available()
+    if wrong := _wrong(options, found):
+        print(wrong, file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     if (os.cpu_count() or 1) < 2:
         print("make accuracy needs two cores: one for the server, one for the tool")
         return 2
-    found = available()
     tools = [tool for tool in options.tools.split(",") if tool in found]
     for tool in TOOLS:
         if tool not in found:
@@ -99,12 +103,36 @@ def main() -> int:
     return 1 if missed else 0
 
 
+def _wrong(options: argparse.Namespace, found: Mapping[str, str]) -> str:
+    """What can't be measured of what was asked for, in a line; empty if all can."""
+    for flag, asked, known in (
+        ("--tools", options.tools, list(TOOLS)),
+        ("--scenarios", options.scenarios, [*SCENARIOS, PLANTED]),
+    ):
+        if unknown := [name for name in asked.split(",") if name not in known]:
+            return f"{flag}: no {', '.join(map(repr, unknown))}; there are: {', '.join(known)}"
+    if not set(options.tools.split(",")) & set(found):
+        return (
+            f"--tools: {options.tools} isn't installed (make accuracy-peers); there are: "
+            f"{', '.join(found)}"
+        )
+    try:
+        rates = [float(rate) for rate in options.rates.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate <= MOST_RATE for rate in rates):
+        return f"--rates: must be numbers above 0, at most {MOST_RATE}; got {options.rates!r}"
+    if options.repeats is not None and options.repeats < 1:
+        return f"--repeats: must be 1 or more, got {options.repeats}"
+    return ""
+
+
 def _measured(
     tools: Sequence[str], scenarios: Sequence[str], rates: Sequence[float], repeats: int | None
 ) -> Iterator[Row]:
     short: dict[str, float] = {}  # tool: the rate that it fell short of
     for name in scenarios:
-        if name == "planted":
+        if name == PLANTED:
             if OURS in tools:
                 yield from _planted()
             continue
@@ -201,7 +229,7 @@ def _searched(tool: str, repeat: int) -> Row:
 
 def _planted() -> Iterator[Row]:
     """Runs of ours that are too slow to be right: each must say so."""
-    for number in range(PLANTED):
+    for number in range(PLANTED_RUNS):
         kind = ("hog", "pauses", "saturated")[number % 3]
         scenario, rate, seconds = "fixed", 300.0, 4.0
         beside: Beside | None = _hogs if kind == "hog" else _pauses
