@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from catalog.model import Slo
 from loadtests.flags import FLAGS, add_options, profile_of
-from loadtests.profile import Profile, ProfileError
+from loadtests.profile import Conversations, Profile, ProfileError, SharedPrefix, Trace
+from tests.loadtests.servers import ROOT
 from tests.loadtests.test_profile import GOOD, MOONCAKE
 
 HOST = "http://10.0.0.1:8000"
@@ -187,3 +189,20 @@ def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     assert refusal("--load-profile", str(path)) == (
         f"{path}: rates: the ladder must ascend, each rate once"
     )
+
+
+def test_the_docs_have_every_flag_with_its_default_and_every_field() -> None:
+    docs = (ROOT / "docs" / "traffic.md").read_text("utf-8")
+    rows = [line.split("|") for line in docs.splitlines() if line.startswith("| ")]
+    fields, flags = ("\n".join(row[column] for row in rows) for column in (1, 2))
+    off = ("--gamma-shape", "--turns")  # what their default is, is none
+    for flag in FLAGS:
+        number = isinstance(flag.default, float)
+        shown = f" {flag.default:g}" if number else f" {flag.default}" if flag.default else ""
+        found = f"`{flag.name}{shown if flag.name not in off else ''}"
+        assert f"{found}`" in flags or (not shown and f"{found} " in flags), found
+    for field in Profile.model_fields:
+        assert f"`{field}`" in fields
+    for part in (Trace, SharedPrefix, Conversations, Slo):
+        for field in part.model_fields:
+            assert f"`{field}`" in fields
