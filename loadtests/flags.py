@@ -110,7 +110,6 @@ def profile_of(options: Any, host: str | None, words: Collection[str]) -> Profil
         return profile.model_copy(update={"base_url": _address(host)}) if host else profile
     if not host:
         raise ProfileError(f"--host: the engine's address is missing, e.g. {EXAMPLE}")
-    _address(host)
     for flag in FLAGS:
         other = next((other for other in FLAGS if other.name == _NEEDS.get(flag.name)), None)
         if other and flag.name in given and getattr(options, other.key) == other.default:

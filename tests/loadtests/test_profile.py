@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from catalog.spec import STORED
+from loadtests.plan import Planner
 from loadtests.profile import Profile, ProfileError, load_profile, parse_profile
 
 GOOD: dict[str, Any] = {
@@ -136,6 +137,7 @@ def test_simulated_parts_come_from_the_metadata() -> None:
             "budget_seconds: 45 s has no room for one window: at slo.required_rate (2) it takes "
             "26.0 s, and 20.0 s of warm-up; give 46 or more",
         ),
+        ({"conversations": {"turns": 10**9, "think_s": 5}}, "conversations.turns: must be less th"),
         ({"shared_prefix": {"tokens": 9, "count": 10**12}}, "shared_prefix.count: must be less th"),
         ({"models": {"a": 1e308, "b": 1e308}}, "models.a: must be less than or equal to 200000"),
         ({"conversations": TALK}, "profile: conversations need endpoint: chat"),
@@ -198,6 +200,17 @@ def test_a_trace_lies_beside_the_profile(tmp_path: Path) -> None:
     assert trace is not None
     assert trace.path == str(tmp_path / "trace.jsonl")
     assert trace.sha256 is not None
+
+
+def test_a_trace_without_gaps_has_lengths_only(tmp_path: Path) -> None:
+    path = write_trace(tmp_path, MOONCAKE % 5, MOONCAKE % 5)
+    with pytest.raises(ProfileError, match=r"trace\.path: .*trace\.jsonl: all requests have one t"):
+        load_profile(path)
+    fields = {**json.loads(path.read_text()), "arrival": "poisson", "prompt_tokens": "trace"}
+    path.write_text(json.dumps(fields))
+    plan = Planner(load_profile(path)).window(2.0, 0)
+    assert {one.prompt_tokens for one in plan} == {6}
+    assert len({one.at_ns for one in plan}) == len(plan)
 
 
 def test_a_wrong_line_of_the_trace_is_named(tmp_path: Path) -> None:
