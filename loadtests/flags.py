@@ -75,9 +75,12 @@ _NEEDS = {
     "--shared-prefixes": "--shared-prefix-tokens",
     "--think-s": "--turns",
 }
-_NAMES = {"base_url": "--host", "trace": "--trace", "conversations": "--turns"} | {
-    flag.field: flag.name for flag in FLAGS
-}
+_NAMES = {
+    "base_url": "--host",
+    "workers": "--processes",
+    "trace": "--trace",
+    "conversations": "--turns",
+} | {flag.field: flag.name for flag in FLAGS}
 
 
 def add_options(parser: Any) -> None:
@@ -120,12 +123,15 @@ def profile_of(options: Any, host: str | None, words: Collection[str]) -> Profil
         raise ProfileError(
             f"--turns: must be 1, for no conversations, or more, got {options.turns}"
         )
-    fields = {"base_url": host, **_fields(options, given)}
+    expected = options.expect_workers if options.master else 1
+    fields = {"base_url": host, "workers": options.processes or expected, **_fields(options, given)}
     try:
         profile = Profile.model_validate({**fields, "model": options.model or "unknown"})
     except ValidationError as error:
         raise ProfileError("; ".join(_mistakes(error))) from None
-    return with_trace(profile, Path.cwd(), "--trace").model_copy(update={"model": options.model})
+    profile = with_trace(profile, Path.cwd(), "--trace")
+    # How many there are is known when they are there.
+    return profile.model_copy(update={"model": options.model, "workers": None})
 
 
 def _is_given(flag: Flag, options: Any, words: Collection[str]) -> bool:

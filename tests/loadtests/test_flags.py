@@ -25,6 +25,9 @@ class Parser(argparse.ArgumentParser):
 
 def read(*words: str, host: str | None = HOST) -> Profile:
     parser = Parser()
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--master", action="store_true")
+    parser.add_argument("--expect-workers", type=int, default=1)
     add_options(parser)
     return profile_of(parser.parse_args(words), host, words)
 
@@ -181,6 +184,14 @@ def test_a_profile_has_the_whole_load(tmp_path: Path) -> None:
         assert said.startswith(f"{flag.name}: nothing comes of it beside --load-profile"), words
     said = refusal("--load-profile", str(path), "--turns", "2", "--rates", "3")
     assert said.startswith("--rates, --turns: nothing comes of it beside --load-profile")
+
+
+def test_the_most_that_can_be_sent_is_that_of_all_workers() -> None:
+    load = ["--rates", "5000", "--step-seconds", "60"]
+    assert "200000 fit into memory" in refusal(*load)
+    for workers in (["--processes", "2"], ["--master", "--expect-workers", "2"]):
+        assert read(*load, *workers).workers is None
+    assert "--processes: must be less than or equal to 64, got 99" in refusal("--processes", "99")
 
 
 def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
