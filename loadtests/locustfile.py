@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import psutil  # type: ignore[import-untyped]  # as Locust does
 from gevent import Greenlet
 from locust import User, events, task
 from locust.env import Environment
@@ -46,28 +47,26 @@ def set_up(environment: Environment, **_: Any) -> None:
     options: Any = environment.parsed_options
     runner = environment.runner
     on: Any = environment.events
-    works = isinstance(runner, WorkerRunner)
-    # Now, and not where somebody has opened the page, or all workers are there. A worker of
-    # --processes ends silently with its master, which Locust would leave it to find out; one on
-    # another machine has no load of its own.
-    if options.processes or not works:
-        host = environment.host or ("" if options.headless else EXAMPLE)  # the page asks for it
-        try:
-            if options.profile:  # Locust would take it, and the flags' defaults be the load
-                raise ProfileError(
-                    "--profile: is Locust's own, a name for test runs; a file with the load is "
-                    f"given as --load-profile {options.profile}"
-                )
-            _checked(options, host, 1 if isinstance(runner, LocalRunner) else None)
-        except ProfileError as error:
-            if works:
-                sys.exit(0)
-            _say_wrong(options, error)
-            sys.exit(USAGE)
     if isinstance(runner, WorkerRunner):
         worker = Worker(runner, lambda path: _on_end(environment, path))
         on.test_stop.add_listener(lambda **_: worker.stop())
         return
+    host = environment.host or ("" if options.headless else EXAMPLE)  # the page asks for it
+    try:  # now, and not where somebody has opened the page, or all workers are there
+        if options.profile:  # Locust would take it, and the flags' defaults be the load
+            raise ProfileError(
+                "--profile: is Locust's own, a name for test runs; a file with the load is "
+                f"given as --load-profile {options.profile}"
+            )
+        alone = 1 if isinstance(runner, LocalRunner) else None
+        _checked(options, host, options.processes or alone)
+    except ProfileError as error:
+        _say_wrong(options, error)
+        for child in psutil.Process().children():
+            # Those of --processes. Locust would let them look for their master for a minute, and
+            # one that is told to quit while it starts doesn't.
+            child.kill()
+        sys.exit(USAGE)
     environment.process_exit_code = NO_VERDICT  # that of an interrupted run
     benchmark = Benchmark(
         environment, Workers(runner) if isinstance(runner, MasterRunner) else None

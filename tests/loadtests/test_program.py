@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -46,6 +47,13 @@ def metric(url: str, name: str) -> float:
 def descendants(pid: int) -> list[int]:
     found = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return found + [grandchild for child in found for grandchild in descendants(child)]
+
+
+def own_port() -> list[str]:
+    """For master and workers, beside another run's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    return ["--master-bind-port", port, "--master-port", port]
 
 
 def test_slo_that_holds(tmp_path: Path) -> None:
@@ -307,7 +315,9 @@ def test_one_rate_by_flags(tmp_path: Path) -> None:
     assert {step.rate_asked for step in made.steps} == {20}
 
 
-@pytest.mark.parametrize("start", [["--headless"], [], ["--headless", "--processes", "2"]])
+@pytest.mark.parametrize(
+    "start", [["--headless"], ["--web-port", "0"], ["--headless", "--processes", "2"]]
+)
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -318,7 +328,8 @@ def test_one_rate_by_flags(tmp_path: Path) -> None:
 )
 def test_wrong_flags_are_named_at_the_start(start: list[str], flags: list[str], says: str) -> None:
     """With a page too, before anybody opens it; workers end with their master."""
-    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", *start, "--web-port", "0"]
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", *start]
+    arguments += own_port() if "--processes" in start else []
     ran = run_program(*arguments, "--host", "http://127.0.0.1:9", *flags)
     assert ran.returncode == 2, ran.stderr
     [line] = [line for line in ran.stderr.splitlines() if "/ERROR/" in line]
@@ -334,6 +345,7 @@ def test_as_many_processes_as_the_profile_says(tmp_path: Path) -> None:
     assert ran.returncode == 2, ran.stderr
     assert f"{profile}: workers: is 2, and Locust runs 1; give it --processes 2" in ran.stderr
     assert "Correct the profile." in ran.stderr
+    arguments += own_port()
     ran = run_program(*arguments, "--load-profile", str(profile), "--processes", "3")
     assert ran.returncode == 2, ran.stderr
     assert f"{profile}: workers: is 2, and Locust runs 3; give it --processes 2" in ran.stderr
