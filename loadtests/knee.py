@@ -3,28 +3,32 @@
 Far from λ*, attainment by rate with an isotonic fit (pool adjacent violators) says where to look.
 
 Near it, counting misses is a poor estimate: they come in bursts, and whether a window has one more
-or less is mostly chance of its arrivals. So the windows are read as visits to states, n requests in
-flight: how long the engine was in each, how often a request ended there, how many arrivals found
-it and missed. In the long run the engine goes up from n to n + 1 as often as it comes down, and
+or less is mostly chance of its arrivals. So the windows are read as visits to states, n requests
+there: how long the engine was in each, how often a request left in it, how many arrivals found it
+and missed. In the long run the engine goes up from n to n + 1 as often as it comes down, and
 arrivals by Poisson come up at the asked rate in every state and see the states as they are in time
 (PASTA, Wolff 1982). So
 
-    p(n + 1) / p(n) = rate / (ends in n + 1 per second there),   misses = Σ p(n) · misses found in n
+    p(n + 1) / p(n) = rate / (leaving n + 1 per second there),   misses = Σ p(n) · misses found in n
 
-whatever the engine is. (Other arrivals see other states than time does: of them the p are counted.)
+whatever the engine is, and whatever n counts: all in flight, or only those without a first token,
+which is the queue where answers are long. The one with the smaller error is taken. (Other arrivals
+see other states than time does: of them the p are counted.)
+
 That takes off the luck of the arrivals and the start from empty. It asks two things of the engine:
-with more in flight it doesn't end fewer a second, nor miss less often (isotonic fits again, which
-is where most of the noise goes), and both change little within NEAR of λ*, where all windows are
+with more there it doesn't let fewer go a second, nor miss less often (isotonic fits again, which is
+where most of the noise goes), and both change little within NEAR of λ*, where all windows are
 pooled; rates on both sides of λ* cancel what they do change.
 
 The interval is a jackknife over blocks of consecutive requests.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise, zip_longest
 
+from loadtests.answer import Row
 from loadtests.intervals import design_effect, wilson
 from loadtests.profile import Profile
 from loadtests.verdict import Window, meets, nearness
@@ -43,8 +47,8 @@ CLIFF = (0.99, 0.5)
 
 @dataclass(frozen=True)
 class Visits:
-    """Of each state n = 0, 1, … requests in flight: seconds in it, arrivals that found it, requests
-    that ended in it, and how many of the arrivals missed the SLO."""
+    """Of each state n = 0, 1, … requests: seconds in it, arrivals that found it, requests that left
+    in it, and how many of the arrivals missed the SLO."""
 
     seconds: list[float]
     arrivals: list[float]
@@ -54,11 +58,13 @@ class Visits:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the fit needs of a window: its visits in blocks of time, and of its measured requests
-    how `near` each came to a miss, and `miss` (1 or 0)."""
+    """What the fit needs of a window: its visits in blocks of time, to states of requests in flight
+    and of those that wait for their first token; and of its measured requests how `near` each came
+    to a miss, and `miss` (1 or 0)."""
 
     rate: float
-    blocks: tuple[Visits, ...]
+    in_flight: tuple[Visits, ...]
+    waiting: tuple[Visits, ...]
     near: tuple[float, ...]
     miss: tuple[float, ...]
 
@@ -99,16 +105,23 @@ def seen(window: Window, profile: Profile) -> Seen:
     measured = [row for row in rows if row.phase == "measure"]
     return Seen(
         window.rate,
-        tuple(_visits(window, profile)),
+        tuple(_visits(window, profile, lambda row: row.end)),
+        tuple(_visits(window, profile, _first)),
         tuple(nearness(row, profile.slo) for row in measured),
         tuple(float(not meets(row, profile.slo)) for row in measured),
     )
 
 
-def _visits(window: Window, profile: Profile) -> list[Visits]:
-    """The warm-up's requests count as in flight, but what happens then is no visit."""
+def _first(row: Row) -> int | None:
+    """When a request stopped waiting for its first token; for one that got none, its end."""
+    firsts = [t for t in (row.first_reasoning, row.first_content) if t is not None]
+    return min(firsts, default=row.end)
+
+
+def _visits(window: Window, profile: Profile, left: Callable[[Row], int | None]) -> list[Visits]:
+    """The warm-up's requests count as there, but what happens then is no visit."""
     steps = [(row.scheduled, 1, float(not meets(row, profile.slo))) for row in window.rows]
-    steps += [(max(row.end, row.scheduled + 1), -1, 0.0) for row in window.rows if row.end]
+    steps += [(max(at, row.scheduled + 1), -1, 0.0) for row in window.rows if (at := left(row))]
     count = max(1, len(window.measured) // BLOCK_REQUESTS)
     length = window.end - window.start
     steps += [(window.start + length * (i + 1) // count, 0, 0.0) for i in range(count)]
@@ -156,15 +169,14 @@ def find(windows: Sequence[Seen], profile: Profile) -> Knee:
     )
     # The later turns of a conversation come when the one before has been answered.
     poisson = profile.arrival == "poisson" and profile.conversations is None
-    near: list[tuple[float, Seen]] = []
-    for _ in range(PASSES):
-        near = [(share, w) for w in windows if (share := _nearness(w.rate, estimate)) > 0]
-        visits = _sum([(share, block) for share, window in near for block in window.blocks])
-        if (better := _rate_of(visits, target, poisson, estimate)) is None:
-            return knee
-        estimate = better
-    if (error := _error(near, target, poisson, estimate)) is None:
+    fits = [
+        _fit(windows, of, target, poisson, estimate)
+        for of in (lambda window: window.in_flight, lambda window: window.waiting)
+    ]
+    best = min((found for found in fits if found is not None), default=None)
+    if best is None:
         return knee
+    error, estimate = best
     return replace(
         knee,
         estimate=estimate,
@@ -221,12 +233,31 @@ def _nearness(rate: float, estimate: float) -> float:
     return max(0.0, 1 - (math.log(rate / estimate) / math.log(NEAR)) ** 2)
 
 
+def _fit(
+    windows: Sequence[Seen],
+    of: Callable[[Seen], Sequence[Visits]],
+    target: float,
+    poisson: bool,
+    estimate: float,
+) -> tuple[float, float] | None:
+    """Standard error of log λ*, and λ*, by visits to one kind of states; None if these don't
+    tell."""
+    ordered = sorted(windows, key=lambda window: window.rate)
+    blocks: list[tuple[float, Visits]] = []
+    for _ in range(PASSES):
+        near = [(share, w) for w in ordered if (share := _nearness(w.rate, estimate)) > 0]
+        blocks = [(share, block) for share, window in near for block in of(window)]
+        if (better := _rate_of(_sum(blocks), target, poisson, estimate)) is None:
+            return None
+        estimate = better
+    error = _error(blocks, target, poisson, estimate)
+    return None if error is None else (error, estimate)
+
+
 def _error(
-    windows: Sequence[tuple[float, Seen]], target: float, poisson: bool, estimate: float
+    blocks: Sequence[tuple[float, Visits]], target: float, poisson: bool, estimate: float
 ) -> float | None:
     """Standard error of log λ* by a jackknife over blocks; None where these can't tell."""
-    ordered = sorted(windows, key=lambda window: window[1].rate)
-    blocks = [(share, block) for share, window in ordered for block in window.blocks]
     count = min(BLOCKS, len(blocks))
     if count < BLOCKS_LEAST:
         return None

@@ -16,7 +16,7 @@ from loadtests.profile import Profile
 from loadtests.result import Capacity, Step
 from loadtests.verdict import Window, judge, untrusted
 
-NARROW = 0.03  # half of λ*'s interval, as a share of it
+NARROW = 0.025  # half of λ*'s interval, as a share of it
 CLOSE = 1.15  # ratio of the two rates around λ*, between which a straight line is near enough
 INNER = 0.3  # a new rate between two comes no nearer to either than this share of their ratio
 NEAR_REQUESTS = 100  # of a window between two rates
@@ -63,7 +63,7 @@ class Search:
                 self.next_step = (
                     f"{self._requests(rate, requests)} more requests at {rate:.4g} req/s"
                 )
-                return
+                break
             yield self._window(rate, requests)
             if len(self.invalid.get(rate, ())) >= INVALID_AT_MOST and rate not in self.windows:
                 if rate == required:

@@ -15,12 +15,15 @@ from tests.loadtests.samples import make_profile, make_row
 @dataclass(frozen=True)
 class Queue:
     """`servers` that take `service_s` a request, first come, first served; Poisson arrivals. The
-    first token comes `BASE_MS` after the service starts. `random_service`: exponential."""
+    first token comes `BASE_MS` after the service starts. `random_service`: exponential. `answer_s`,
+    of one server with random service: its first token ends the service, and the rest of the answer
+    takes so long, which keeps nobody waiting."""
 
     servers: int
     service_s: float
     limit_ms: float
     random_service: bool = False
+    answer_s: float = 0.0
 
     def profile(self, required: float, lowest: float, highest: float, **changes: object) -> Profile:
         """A search on this queue."""
@@ -44,6 +47,9 @@ class Queue:
     def late(self, rate: float) -> float:
         """Share of the requests that miss the limit, by analysis."""
         wait_s = (self.limit_ms - BASE_MS) / 1e3
+        if self.answer_s:
+            # The sojourn in M/M/1 is exponential (Kleinrock 1975, 3.2).
+            return math.exp(-(1 / self.service_s - rate) * wait_s)
         tail = _mmc if self.random_service else _mdc
         return tail(rate, self.servers, self.service_s, wait_s)
 
@@ -65,6 +71,8 @@ class Queue:
                     service = rng.expovariate(1 / service)
                 heapq.heapreplace(free, start + service)
                 wait_ms = (start - at) * 1e3
+                if self.answer_s:
+                    wait_ms, service = wait_ms + service * 1e3, self.answer_s
                 phase = "warmup" if number < warm else "measure"
                 rows.append(make_row(at * 1e3, wait_ms + BASE_MS, service * 1e3 / 3, phase=phase))
             end = warmup_s + count / rate

@@ -15,7 +15,7 @@ def test_visits_are_counted_by_state() -> None:
     # In flight: 0 until 1 s, 1 until 2 s, 2 until 4 s, 1 until 5 s, 0 until 6 s.
     rows = [make_row(1000, 600, 800), make_row(2000, 900, 700)]  # end after 4 s and 5 s
     window = make_window(2 / 6, rows)
-    (visits,) = seen(window, make_profile()).blocks
+    (visits,) = seen(window, make_profile()).in_flight
     assert visits.seconds == pytest.approx([2.0, 2.0, 2.0])
     assert visits.arrivals == [1, 1, 0]
     assert visits.ends == [0, 1, 1]
@@ -24,7 +24,7 @@ def test_visits_are_counted_by_state() -> None:
 
 def test_the_warm_up_is_in_flight_but_not_visited() -> None:
     rows = [make_row(-500, 100, 300, phase="warmup"), make_row(1000, 100, 300)]
-    (visits,) = seen(make_window(0.5, rows), make_profile()).blocks
+    (visits,) = seen(make_window(0.5, rows), make_profile()).in_flight
     assert visits.seconds == pytest.approx([0.5, 1.5])
     assert visits.arrivals == [1, 0]
     assert visits.ends == [0, 2]

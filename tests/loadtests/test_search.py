@@ -21,8 +21,14 @@ def searched(queue: Queue, seed: int, required: float, **changes: object) -> Sea
 
 @pytest.mark.parametrize(
     "queue",
-    [QUEUE, Queue(1, 0.05, 201), Queue(8, 0.08, 101, random_service=True)],
-    ids=["M/D/8", "M/D/1", "M/M/8"],
+    [
+        QUEUE,
+        Queue(1, 0.05, 201),
+        Queue(8, 0.08, 101, random_service=True),
+        # So many answers are under way that the requests in flight say nothing of the queue.
+        Queue(1, 0.05, 501, random_service=True, answer_s=10.0),
+    ],
+    ids=["M/D/8", "M/D/1", "M/M/8", "M/M/1 with long answers"],
 )
 def test_the_knee_is_found(queue: Queue) -> None:
     knee = queue.knee()
