@@ -13,7 +13,8 @@ QUEUE = Queue(servers=8, service_s=0.08, limit_ms=101)
 
 def searched(queue: Queue, seed: int, required: float, **changes: object) -> Search:
     knee = queue.knee()
-    fields: dict[str, object] = {"budget_seconds": 20000 / knee, **changes}
+    budget = (20000 + 20000 * (queue.answer_s > 0)) / knee  # it waits for each last answer
+    fields: dict[str, object] = {"budget_seconds": budget, **changes}
     search = Search(queue.profile(required, 0.05 * knee, 8 * knee, **fields), queue.measure(seed))
     list(search.run())
     return search
@@ -26,7 +27,7 @@ def searched(queue: Queue, seed: int, required: float, **changes: object) -> Sea
         Queue(1, 0.05, 201),
         Queue(8, 0.08, 101, random_service=True),
         # So many answers are under way that the requests in flight say nothing of the queue.
-        Queue(1, 0.05, 501, random_service=True, answer_s=10.0),
+        Queue(1, 0.05, 301, random_service=True, answer_s=10.0),
     ],
     ids=["M/D/8", "M/D/1", "M/M/8", "M/M/1 with long answers"],
 )
