@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.interrupts import undisturbed
-from assets.promotion import Refused
+from assets.promotion import Refused, give_back
 from assets.resources import Cluster
 from assets.stage import KNOWN, PromotionFailed
 from catalog import ClusterSpec
@@ -91,7 +91,7 @@ def run(
                 context.log.info(f"keeps {commit}: {why}")
             return watched(client, lease, context, config, cluster, uses), uses
     finally:
-        lease.release()
+        give_back(lease, context.log)
 
 
 def watched(

@@ -7,12 +7,12 @@ import dagster as dg
 
 from assets.model_revision import Revision
 from assets.partitions import MODELS
-from assets.promotion import LEASE_TTL_S, Promotion
+from assets.promotion import LEASE_TTL_S, Promotion, give_back
 from assets.resources import Cluster, Reports
 from assets.stage import stage
 from k8s import collection, rollout
 from k8s.client import Obj
-from k8s.errors import JobFailed, KubernetesError
+from k8s.errors import JobFailed
 from k8s.jobs import JobResult, await_end, run_job, running
 from k8s.lease import Lease
 from k8s.manifests import ServedAdapter, adapter_job, download_job
@@ -184,10 +184,7 @@ def only_writer(promotion: Promotion, job: Obj) -> JobResult:
             _await_orphans(promotion, job)
             return run_job(client, job, deadline_s=DEADLINE_S, on_event=promotion.on_event)
     finally:
-        try:
-            lease.release()
-        except KubernetesError as error:
-            promotion.log.warning(f"The Lease could not be given back: {error} It expires.")
+        give_back(lease, promotion.log)
 
 
 def _await_orphans(promotion: Promotion, job: Obj) -> None:

@@ -126,10 +126,15 @@ class Promotion:
             try:
                 self.clear_up()
             finally:
-                try:
-                    self.lease.release()
-                except KubernetesError as error:
-                    self.log.error(f"The Lease could not be given back: {error} It expires.")
+                give_back(self.lease, self.log)
+
+
+def give_back(lease: Lease, log: logging.Logger) -> None:
+    """Releases it; where that fails, it only expires later, which is no reason to fail."""
+    try:
+        lease.release()
+    except KubernetesError as error:
+        log.warning(f"The Lease could not be given back: {error} It expires.")
 
 
 def _lock(client: Client, model: ModelSpec, run_id: str, log: logging.Logger) -> Lease:

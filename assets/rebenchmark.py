@@ -53,7 +53,8 @@ def rebenchmark_live(context: dg.OpExecutionContext, cluster: Cluster, reports: 
             )
         )
         if result.verdict != "pass":
-            raise Refused(refusal(release, result, folder))
+            source = f"its promotion {record.promotion}, not the catalog's of today"
+            raise Refused(refusal(release, result, folder, source))
         found = no_worse(record, result)
         promotion.say(
             f"{promotion.decided_by}; at its promotion {baseline(record)}; {found.sentence()}"

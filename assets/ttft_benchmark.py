@@ -175,14 +175,15 @@ def verdict(result: Result) -> str:
 
 
 def numbers(result: Result) -> str:
-    """TTFT, ITL and attainment at the required rate, and λ*."""
+    """TTFT, ITL and attainment at the required rate, each beside its limit, and λ*."""
     step, slo = result.step_at_required_rate(), result.profile.slo
     if step is None:
         return result.reason
+    itl_ms = step.itl_ms.p95 if step.own_itl_p95_ms is None else step.own_itl_p95_ms
     return (
-        f"TTFT p95 {milliseconds(step.ttft_ms.p95)} (SLO {slo.ttft_p95_ms:g} ms), "
-        f"ITL p95 {milliseconds(step.itl_ms.p95)} (SLO {slo.itl_p95_ms:g} ms), attainment "
-        f"{step.attainment:.1%} at {slo.required_rate:g} req/s; {capacity(result)}"
+        f"TTFT p95 {milliseconds(step.ttft_ms.p95)} (SLO {slo.ttft_p95_ms:g} ms), ITL p95 "
+        f"{milliseconds(itl_ms)} (SLO {slo.itl_p95_ms:g} ms), attainment {step.attainment:.1%} "
+        f"(SLO {slo.attainment * 100:g}%) at {slo.required_rate:g} req/s; {capacity(result)}"
     )
 
 
@@ -293,15 +294,16 @@ def ttft_benchmark(
             metadata=metadata,
         )
         if result.verdict != "pass":
-            raise Refused(refusal(release, result, folder))
+            source = f"catalog/models/{model.name}.yaml"
+            raise Refused(refusal(release, result, folder, source))
         pass_gate(
             client, release, "benchmark", verdict(result), template_hash=rollout.template_hash
         )
         yield dg.MaterializeResult(value=Measured(result, str(folder)), metadata=metadata)
 
 
-def refusal(release: Release, result: Result, folder: Path) -> str:
-    """Why this result promotes nobody, and where to look."""
+def refusal(release: Release, result: Result, folder: Path, source: str) -> str:
+    """Why this result promotes nobody, and where to look. `source` of SLO and load, in words."""
     what = {
         "fail": f"misses its SLO: {numbers(result)}",
         "invalid": f"could not be measured: {result.reason}",
@@ -309,5 +311,5 @@ def refusal(release: Release, result: Result, folder: Path) -> str:
     }[result.verdict]
     return (
         f"{release.model.name} at {release.commit[:12]} {what}. See {folder / 'report.html'}; "
-        f"SLO and load stand in catalog/models/{release.model.name}.yaml."
+        f"SLO and load are those of {source}."
     )

@@ -82,8 +82,8 @@ def load_account(context: str | None) -> Account:
     the files, and the contexts that there are.
     """
     named = [path for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
-    paths = [Path(path).expanduser() for path in named] or [Path.home() / ".kube" / "config"]
-    existing = [path for path in paths if path.exists()]
+    paths = [_path(path) for path in named or ["~/.kube/config"]]
+    existing = [path for path in paths if _exists(path)]
     if existing:
         return _from_kubeconfig(existing, context)
     if not named and context is None and os.environ.get(incluster_config.SERVICE_HOST_ENV_NAME):
@@ -99,6 +99,22 @@ def load_account(context: str | None) -> Account:
         + "Set KUBECONFIG to the file of your cluster, or start a lab with `make lab` and use "
         "the file that it prints."
     )
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"KUBECONFIG names {text}, but there is no such user") from None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # in a folder that this user may not enter
+        raise ConfigError(
+            f"{path} can't be read: {error.strerror}. Set KUBECONFIG to a file that can."
+        ) from None
 
 
 def _from_pod() -> Account:
@@ -182,6 +198,8 @@ def _read(path: Path) -> dict[str, Any]:
     else:
         if not isinstance(found, dict):
             why = "it is empty" if found is None else "it has no `contexts`, `clusters` and `users`"
+        elif not isinstance(found.get("current-context"), str | None):
+            why = "its `current-context` is no name"
         for part in ("context", "cluster", "user") if not why else ():
             if not _is_list_of(found.get(f"{part}s"), part):
                 why = f"its `{part}s` are no list of entries with `name` and `{part}`"

@@ -84,7 +84,11 @@ _NAMES = {
 
 
 def add_options(parser: Any) -> None:
-    """Adds them to Locust's parser; they also show on its web page."""
+    """Adds them to Locust's parser; they also show on its web page.
+
+    Its flags must be written out then: who abbreviates one gets past what is checked here.
+    """
+    parser.allow_abbrev = False
     add = parser.add_argument
     add("--load-profile", default="", help="JSON file with the whole profile, instead of flags")
     add("--out", default="", help="folder for result.json and rows.jsonl.gz")
@@ -118,6 +122,12 @@ def profile_of(options: Any, host: str | None, words: Collection[str]) -> Profil
         if other and flag.name in given and getattr(options, other.key) == other.default:
             raise ProfileError(
                 f"{flag.name}: does nothing without {other.name}; give that too, or take it out"
+            )
+    modes = {"--budget-seconds": ("search", "rate"), "--step-seconds": ("ladder", "rate")}
+    for name, those in modes.items():
+        if name in given and options.mode not in those:
+            raise ProfileError(
+                f"{name}: does nothing with --mode {options.mode}, but with {' or '.join(those)}"
             )
     if options.turns < 1:
         raise ProfileError(

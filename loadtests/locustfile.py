@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def set_up(environment: Environment, **_: Any) -> None:
         for child in psutil.Process().children():
             # Those of --processes. Locust would let them look for their master for a minute, and
             # one that is told to quit while it starts doesn't.
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         sys.exit(USAGE)
     environment.process_exit_code = NO_VERDICT  # that of an interrupted run
     benchmark = Benchmark(
@@ -95,7 +97,8 @@ class Benchmark:
         self._greenlet: Greenlet | None = None
 
     def start(self, **_: Any) -> None:
-        """Starts it beside Locust's test."""
+        """Starts it beside Locust's test. The exit status is that of the last one on the page."""
+        self._environment.process_exit_code = NO_VERDICT
         self._greenlet = gevent.spawn(self._run)
 
     def stop(self, **_: Any) -> None:

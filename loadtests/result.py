@@ -72,7 +72,9 @@ class Step(_Closed):
     `…_high_ms`: 90 % interval by a block bootstrap (None: infinite). `send_lag_p99_ms`: how
     late requests were sent. `generator_cpu`: share of one core. `repeats`: how many valid windows
     were pooled; `discarded`: why others were thrown away. `misses`: failures by kind. `models`: by
-    name, where the profile has several.
+    name, where the profile has several. `own_itl_p95_ms`: the 95th percentile over the requests of
+    each one's own 95th of its gaps, which is what the SLO limits; `itl_ms` is of all gaps. None in
+    results of before.
     """
 
     rate_asked: float
@@ -104,6 +106,7 @@ class Step(_Closed):
     ttft_p95_low_ms: float | None = None
     ttft_p95_high_ms: float | None = None
     design_effect: float = 1.0
+    own_itl_p95_ms: float | None = None
 
 
 class Capacity(_Closed):

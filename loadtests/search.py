@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from catalog.offered_load import requests_of_search, short_warmup
+from catalog.offered_load import MOST_REQUESTS_OF_A_WORKER, requests_of_search, short_warmup
 from loadtests.knee import Knee, Seen, find, seen
 from loadtests.profile import Profile
 from loadtests.result import Capacity, Step
@@ -193,7 +193,10 @@ class Search:
         )
 
     def _requests(self, rate: float, requests: int) -> int:
-        return max(requests, requests_of_search(rate, self.profile.slo))
+        """Of one window, which must fit into memory with its warm-up."""
+        most = MOST_REQUESTS_OF_A_WORKER * (self.profile.workers or 1)
+        most -= math.ceil(self.profile.warmup_seconds * rate)
+        return min(most, max(requests, requests_of_search(rate, self.profile.slo)))
 
     def _lengths(self, rate: float, requests: int) -> tuple[float, float]:
         """Seconds of warm-up and measured."""

@@ -209,6 +209,7 @@ def judge(windows: Sequence[Window], profile: Profile, discarded: Sequence[str])
         ttft_p95_low_ms=_round(ttft_low),
         ttft_p95_high_ms=_round(ttft_high),
         design_effect=round(effect, 2),
+        own_itl_p95_ms=_round(quantile([_gap_ms(row) for row in rows], 0.95)),
     )
 
 

@@ -224,7 +224,7 @@ def _searched(tool: str, repeat: int) -> Row:
     row |= _numbers(None) | {"found": found.rate, "lower": found.lower, "upper": found.upper}
     row |= {"highest_pass": found.highest_pass, "load_seconds": round(found.load_seconds, 1)}
     row |= {"cpu_seconds": round(found.cpu_seconds, 2)}
-    return {**row, "achieved_rate": round(found.requests / found.load_seconds, 3)}
+    return {**row, "achieved_rate": round(found.requests / max(found.load_seconds, 1e-9), 3)}
 
 
 def _planted() -> Iterator[Row]:

@@ -14,6 +14,7 @@ from assets.resources import Cluster
 from catalog import ClusterSpec, ModelSpec
 from k8s import collection, jobs, records
 from k8s.client import Client
+from k8s.errors import Unreachable
 from k8s.lease import Lease
 from k8s.manifests import Release
 from k8s.manifests.jobs import COLLECT
@@ -212,6 +213,21 @@ def test_a_second_collection_is_refused(
     assert not result.success
     assert "held by another" in message(result)
     assert holder(client) == "another"
+
+
+def test_a_lease_that_can_not_be_given_back_fails_no_collection(
+    execute: Callable[..., dg.ExecuteInProcessResult],
+    client: Client,
+    node: SimulatedNode,
+    live: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def away(_: Lease) -> None:
+        raise Unreachable("the API server is away")
+
+    monkeypatch.setattr(Lease, "release", away)
+    play(node, client, works)
+    assert execute().success
 
 
 def test_what_ends_the_run_ends_its_job(

@@ -162,14 +162,17 @@ def test_the_verdict_has_the_numbers_that_decided() -> None:
     line = verdict(result())
     for part in ("pass", "TTFT p95 240 ms (SLO 500 ms)", "4 req/s", "λ* between 8 and 12 req/s"):
         assert part in line
+    slow = step(4.0, "fail", 240.0).model_copy(update={"own_itl_p95_ms": 420.0})
+    line = verdict(result("fail").model_copy(update={"steps": (slow,)}))
+    assert "ITL p95 420 ms (SLO 200 ms), attainment 40.0% (SLO 95%)" in line
     assert capacity(result(upper=None)) == "λ* at least 10 req/s (no rate failed)"
 
 
 @pytest.mark.parametrize("kind", ["fail", "invalid", "inconclusive"])
 def test_a_refusal_says_why_and_where_to_look(kind: Verdict, tmp_path: Path) -> None:
-    text = refusal(release(), result(kind, ttft=900.0), tmp_path)
+    text = refusal(release(), result(kind, ttft=900.0), tmp_path, "catalog/models/x.yaml")
     decided = "900 ms" if kind == "fail" else f"the SLO at 4 req/s: {kind}"
-    for part in ("smollm2-135m", "cccccccccccc", decided, "report.html", "catalog/models"):
+    for part in ("smollm2-135m", "cccccccccccc", decided, "report.html", "catalog/models/x"):
         assert part in text
 
 

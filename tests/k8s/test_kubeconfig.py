@@ -88,6 +88,7 @@ def test_no_current_context(file: Path) -> None:
         ("contexts: [1]", "its `contexts` are no list"),
         ("users: [{name: u, user: 7}]", "its `users` are no list"),
         ("users: [{name: u, user: []}]", "its `users` are no list"),
+        ("current-context: [lab]", "its `current-context` is no name"),
     ],
 )
 def test_not_a_kubeconfig(file: Path, text: str, why: str) -> None:
@@ -171,6 +172,30 @@ def test_each_way_to_log_in_is_taken(file: Path, tmp_path: Path, scheme: str) ->
     ):
         file.write_text(yaml.safe_dump(config(**server, **user(**fields))))
         assert load_account(None).authorization() == header
+
+
+def test_of_two_files_with_the_same_names_the_first_counts(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = tmp_path / "second"
+    second.write_text(yaml.safe_dump(config(**cluster(server="https://elsewhere:6443"))))
+    monkeypatch.setenv("KUBECONFIG", f"{second}:{file}")
+    assert load_account("lab").configuration.host == "https://elsewhere:6443"
+
+
+def test_a_home_that_nobody_has(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", "~nobody-at-all/config")
+    with pytest.raises(ConfigError, match="~nobody-at-all/config, but there is no such user"):
+        load_account(None)
+
+
+def test_a_file_where_one_may_not_look(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")  # root may look everywhere
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    with pytest.raises(ConfigError, match=f"{file} can't be read: Permission denied. Set KUBECO"):
+        load_account(None)
 
 
 def test_folder_instead_of_a_file(file: Path) -> None:

@@ -100,7 +100,15 @@ def test_each_flag_reaches_its_field(tmp_path: Path) -> None:
             "--mode rate --budget-seconds 9",
             "--budget-seconds: 9 s has no room for one window: at --required-rate (1)",
         ),
-        ("--budget-seconds -5", "--budget-seconds: must be greater than 0, got -5"),
+        ("--mode rate --budget-seconds -5", "--budget-seconds: must be greater than 0, got -5"),
+        (
+            "--budget-seconds 9",
+            "--budget-seconds: does nothing with --mode ladder, but with search or rate",
+        ),
+        (
+            "--mode search --rate-range 1,9 --step-seconds 9",
+            "--step-seconds: does nothing with --mode search, but with ladder or rate",
+        ),
         ("--required-rate 0", "--required-rate: must be greater than 0, got 0.0"),
         ("--error-rate 2", "--error-rate: must be less than 1, got 2.0"),
         ("--ttft-p95-ms 70000", "flags: --timeout-s (60 s) must be above --ttft-p95-ms (70000 ms)"),
@@ -217,3 +225,10 @@ def test_the_docs_have_every_flag_with_its_default_and_every_field() -> None:
     for part in (Trace, SharedPrefix, Conversations, Slo):
         for field in part.model_fields:
             assert f"`{field}`" in fields
+
+
+@pytest.mark.parametrize("word", ["--see", "--gamma", "--load"])
+def test_a_flag_is_not_abbreviated(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read(word, "1")
+    assert f"unrecognized arguments: {word} 1" in capsys.readouterr().err

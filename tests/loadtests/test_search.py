@@ -6,7 +6,7 @@ from loadtests.knee import find, seen
 from loadtests.search import Search
 from loadtests.verdict import Window
 from tests.loadtests.queues import Queue
-from tests.loadtests.samples import make_profile, steady
+from tests.loadtests.samples import make_profile, make_row, make_window, steady
 
 QUEUE = Queue(servers=8, service_s=0.08, limit_ms=101)
 
@@ -81,6 +81,22 @@ def test_a_budget_that_ends_says_what_would_have_been_next() -> None:
     search = searched(QUEUE, 1, QUEUE.knee() / 4, budget_seconds=10)
     assert "more requests at" in search.next_step
     assert search.spent_s < 11  # with the last answers
+
+
+def test_a_window_never_has_more_requests_than_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("loadtests.search.MOST_REQUESTS_OF_A_WORKER", 2000)
+    sizes = []
+
+    def undecided(rate: float, repeat: int, warmup_s: float, seconds: float) -> Window:
+        sizes.append(round(rate * (warmup_s + seconds)))
+        rows = [make_row(at * 1e3 / rate, 900 if at % 20 == 7 else 100) for at in range(sizes[-1])]
+        return make_window(rate, rows)
+
+    profile = make_profile(mode="search", rates=[], rate_range=[10, 10], slo={"required_rate": 10})
+    list(Search(profile.model_copy(update={"budget_seconds": 5000.0}), undecided).run())
+    assert max(sizes) == 2000
 
 
 def test_rates_that_cannot_be_offered_end_the_search_below_them() -> None:
