@@ -321,7 +321,7 @@ def test_one_rate_by_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--budget-seconds", "-5"], "--budget-seconds: must be greater than 0, got -5.0"),
+        (["--step-seconds", "-5"], "--step-seconds: must be greater than 0, got -5.0"),
         (["--host", "http://127.0.0.1:99999"], "--host: 'http://127.0.0.1:99999' is no address"),
         (["--out", "/dev/null"], "--out: [Errno 17] File exists: '/dev/null'"),
     ],
