@@ -14,7 +14,6 @@ from catalog.spec import (
     LabelKey,
     LabelValue,
     ObjectName,
-    PositiveFloat,
     Seconds,
     Size,
     Spec,
@@ -45,7 +44,7 @@ class NodePool(Spec):
     # What a Pod can get of one node (allocatable, not capacity): a Pod above it never schedules.
     cpu: Cpu
     memory: Size
-    hourly_usd: Annotated[float, Field(ge=0, strict=False)]
+    hourly_usd: Annotated[float, Field(ge=0)]
     labels: dict[LabelKey, LabelValue]
     tolerations: tuple[Toleration, ...] = ()
     spot: bool = False
@@ -59,11 +58,14 @@ class Storage(Spec):
     size: Size
 
 
+Image = Annotated[str, matching(r"[A-Za-z0-9][\w./:@-]*", "registry.example.com/jobs@sha256:…")]
+
+
 class Images(Spec):
     """`jobs`: weights and load-test programs. `engine`: replaces the model's image, if given."""
 
-    jobs: str
-    engine: str | None = None
+    jobs: Image
+    engine: Image | None = None
     # Never: the images are on the nodes already (the lab, `kind load`); then a tag is enough.
     pull_policy: Literal["IfNotPresent", "Never"] = "IfNotPresent"
 
@@ -95,10 +97,12 @@ class Prometheus(Spec):
 
     address: Annotated[
         str,
-        matching(r"https?://[^/@\s]+", "http://prometheus.monitoring.svc:9090"),
+        matching(
+            r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?", "http://prometheus.monitoring.svc:9090"
+        ),
         AfterValidator(_check_port),
     ]
-    scrape_seconds: Annotated[PositiveFloat, DAY] = 15.0
+    scrape_seconds: Annotated[float, Field(ge=1), DAY] = 15.0
     monitor_labels: dict[LabelKey, LabelValue] = {}
 
 
@@ -106,6 +110,12 @@ class Keda(Spec):
     """How often KEDA asks Prometheus, in seconds."""
 
     polling_seconds: Seconds = 15
+
+
+def _check_own(namespace: str) -> str:
+    if namespace == "default" or namespace.startswith("kube-"):
+        raise ValueError(f"{namespace!r} has Pods of others; give it a namespace of its own")
+    return namespace
 
 
 class PoolError(Exception):
@@ -117,7 +127,8 @@ class ClusterSpec(Spec):
 
     name: ObjectName
     context: str | None = None  # of the kubeconfig; null: its current one, or the Pod's own account
-    namespace: ObjectName
+    # For this alone: `python -m k8s platform` restricts all Pods in it.
+    namespace: Annotated[ObjectName, AfterValidator(_check_own)]
     storage: Storage
     images: Images
     prometheus: Prometheus

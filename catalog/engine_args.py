@@ -6,7 +6,7 @@ a switch has its `--no-…` (vllm/utils/argparse_utils.py, vllm/entrypoints/laun
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 
 from catalog.spec import Misfit
@@ -68,6 +68,7 @@ _VALUES = {
         r"0?\.\d*[1-9]\d*|1(\.0*)?",
         "must be a share of the memory, above 0 and at most 1, e.g. 0.92",
     ),
+    "--runner": (r"auto|generate", "must be generate, or nobody gets an answer"),
     "--max-num-seqs": (r"0*[1-9]\d*", "must be a whole number of requests, e.g. 256"),
 }
 
@@ -97,9 +98,9 @@ def check(args: Sequence[str]) -> None:
                 raise Misfit(f"{flag}: {what}; got {value or 'nothing'}", place)
 
 
-def check_env(env: Iterable[str]) -> None:
-    """Raises Misfit for the name of a variable that can't be one, or isn't the model's to set."""
-    for key in env:
+def check_env(env: Mapping[str, str]) -> None:
+    """Raises Misfit for a variable whose name can't be one, or isn't the model's to set."""
+    for key, value in env.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             raise Misfit(f"{key!r} is no name of a variable, e.g. VLLM_LOGGING_LEVEL", key)
         if re.search(r"TOKEN$|_KEY$|SECRET|PASSWORD", key.upper()):
@@ -108,6 +109,8 @@ def check_env(env: Iterable[str]) -> None:
             raise Misfit("is set by the pipeline, take it out", key)
         if key in _DEVICES:
             raise Misfit("is set by the device plugin, say gpus.count", key)
+        if "{{" in value:
+            raise Misfit(f"{value!r} is a template that nobody rendered", key)
 
 
 def max_model_len(args: Sequence[str]) -> int | None:

@@ -1,5 +1,6 @@
 """Load the catalog. A wrong file is refused with file, line, field and what is allowed."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from catalog.trace import TraceError, read_trace
 HERE = Path(__file__).parent
 MOST_TRACE_BYTES = 900_000
 # Of YAML, what a spec has; more than these comes from aliases in aliases.
+NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)?(\.\d*)?(e[-+]?\d+)?|[-+]?\.(inf|nan)", re.IGNORECASE)
 PLAIN = ("text", "number", "truth value", "null")
 KINDS = {
     "str": "text",
@@ -147,6 +149,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = " ".join(str(error.problem or error.context).split())
+        if "'\\t'" in problem:
+            problem += "; indent with spaces"
+        elif "<block end>" in problem and "<scalar>" not in problem:
+            problem += "; fields of one mapping must begin in one column"
         if _template(text, error.context_mark) or _template(text, error.problem_mark):
             problem += f"; {TEMPLATE}"
         raise CatalogError(f"{file}:{line}: file: is not valid YAML: {problem}") from None
@@ -208,6 +214,10 @@ def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
         raise _Wrong(node, place, f"{shown(node.value)} is no {kind}; put it in quotes") from None
     if isinstance(plain, int) and abs(plain) > MOST:
         raise _Wrong(node, place, "is too large a number; if it is text, put it in quotes")
+    if kind == "number" and not NUMBER.fullmatch(node.value):
+        # YAML 1.1 has octal 010, 1:30 for 90, 1_0 and 0x10.
+        what = f"{shown(node.value)} is {plain} in YAML"
+        raise _Wrong(node, place, f"{what}; write that, or put it in quotes if it is text")
     return plain
 
 

@@ -24,6 +24,7 @@ from catalog.spec import (
     Seconds,
     Size,
     Spec,
+    amount,
     matching,
 )
 from catalog.trace import Recorded
@@ -46,6 +47,13 @@ class Resources(Spec):
     cpu: Cpu
     memory: Size
     shm: Size = "1Gi"  # /dev/shm; 64Mi, the default of a container, breaks tensor parallel
+
+    @model_validator(mode="after")
+    def _holds_shm(self, info: ValidationInfo) -> Self:
+        given = info.context != STORED and "shm" in self.model_fields_set
+        if given and amount(self.shm) > amount(self.memory):
+            raise Misfit(f"{self.shm} is a part of memory ({self.memory}), and more", "shm")
+        return self
 
 
 class Weights(Spec):
@@ -106,7 +114,7 @@ class Traffic(Spec):
     """
 
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
-    gamma_shape: Annotated[float, Field(ge=0.01, strict=False)] = 1.0
+    gamma_shape: Annotated[float, Field(ge=0.01)] = 1.0
     prompt_tokens: PromptLengths
     output_tokens: Lengths
     trace: Trace | None = None
@@ -148,8 +156,8 @@ class Slo(Spec):
 
     ttft_p95_ms: PositiveFloat
     itl_p95_ms: PositiveFloat
-    error_rate: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
-    attainment: Annotated[float, Field(gt=0, lt=1, strict=False)] = 0.95
+    error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    attainment: Annotated[float, Field(gt=0, lt=1)] = 0.95
     required_rate: PositiveFloat
 
 
@@ -158,7 +166,7 @@ class Scaling(Spec):
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Count
-    growth: Annotated[float, Field(ge=0, strict=False)] = 0.0
+    growth: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -235,7 +243,9 @@ class ModelSpec(Spec):
     @field_validator("image")
     @classmethod
     def _pinned(cls, image: str, info: ValidationInfo) -> str:
-        if info.context != STORED and not re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", image):
+        if info.context != STORED and not re.fullmatch(
+            r"[A-Za-z0-9][\w./:-]*@sha256:[0-9a-f]{64}", image
+        ):
             raise ValueError(f"{image!r} has no digest; pin it: <image>@sha256:<64 hex digits>")
         return image
 

@@ -78,7 +78,7 @@ def _is_revision(value: str, info: ValidationInfo) -> str:
 
 Revision = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_revision)]
 PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, strict=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 # How often a thing is there in Kubernetes, which counts in int32.
 Count = Annotated[PositiveInt, at_most(2**31 - 1, "Kubernetes takes no more")]
 DAY = at_most(86_400, "a day; these are seconds")
@@ -103,8 +103,8 @@ def _is_quantity(value: str) -> str:
 
 
 def _is_cpu(value: str, info: ValidationInfo) -> str:
-    if info.context != STORED and amount(value) > 1024:
-        raise ValueError(f"{value!r} is more than 1024 cores, write e.g. '500m' or '4'")
+    if info.context != STORED and not Decimal("0.001") <= amount(value) <= 1024:
+        raise ValueError(f"{value!r} is not within 1m and 1024 cores, write e.g. '500m' or '4'")
     return value
 
 

@@ -25,7 +25,8 @@ from catalog.offered_load import PromptLengths
 from catalog.spec import STORED
 from catalog.trace import TraceError, read_trace
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# true is no 1, and "1" is none.
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 # Of two of these weights, the smaller one's model still gets a request in a window.
 Weight = Annotated[float, Field(gt=0, le=offered_load.MOST_REQUESTS_OF_A_WORKER)]
 
@@ -109,9 +110,9 @@ class Profile(_Closed):
     rates: tuple[Positive, ...] = ()
     # Load at each rate of a ladder, at least, and before each window, not counted.
     step_seconds: Positive = 60.0
-    warmup_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    warmup_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 10.0
     arrival: Literal["poisson", "constant", "gamma", "trace"] = "poisson"
-    gamma_shape: Annotated[float, Field(ge=0.01)] = 1.0
+    gamma_shape: Annotated[float, Field(ge=0.01, strict=True)] = 1.0
     # Of arrivals, lengths, models and turns; the words differ from run to run.
     seed: int = 1
     prompt_tokens: PromptLengths
