@@ -75,7 +75,7 @@ def keda_thresholds(
             "commit": release.commit,
             "requests in flight per replica": thresholds.in_flight,
             "requests waiting per replica": thresholds.waiting,
-            "headroom": round(thresholds.headroom, 3),
+            "share of L* that is used": round(thresholds.headroom, 3),
             "lead time (s)": round(thresholds.lead_seconds, 1),
             "replicas at the switch": replicas,
         }

@@ -18,7 +18,8 @@ SCALE_DOWN_SECONDS = 300  # at least: the window in which a lower load must last
 class Thresholds:
     """Per replica. `in_flight`: running + waiting requests; `waiting`: waiting ones alone.
 
-    `headroom` (h, 0.3 to 0.95) and `lead_seconds` say how they came about, see keda.thresholds.
+    `headroom` (h, 0.3 to 0.95: the share of L* that is used, so less is more room) and
+    `lead_seconds` say how they came about, see keda.thresholds.
     """
 
     in_flight: int
