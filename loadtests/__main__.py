@@ -53,14 +53,19 @@ def _benchmark(arguments: list[str]) -> int:
     events = not sys.stdout.isatty()
     try:
         workers = load_profile(options.profile).workers or 1
-        options.out.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(exist_ok=True)
         for name in ("result.json", "rows.jsonl.gz"):  # never take an old one for this run's
             (options.out / name).unlink(missing_ok=True)
     except ProfileError as error:
         _error(events, "ProfileError", str(error), "Correct the profile.")
         return USAGE
     except OSError as error:
-        _error(events, "OutError", f"--out: {error}", "Name a folder that can be written.")
+        _error(
+            events,
+            "OutError",
+            f"--out: {error}",
+            "Name a folder that can be written, in one that is there.",
+        )
         return USAGE
     try:
         code = _run_locust(options.profile, options.out, workers, events)

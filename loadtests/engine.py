@@ -17,7 +17,10 @@ METRICS = {
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
 }
-_SERIES = re.compile(r"^(vllm:\w+)(?:\{([^}]*)\})? (\S+)", re.MULTILINE)
+# Its value: a number of Prometheus' text format.
+_SERIES = re.compile(
+    r"^(vllm:\w+)(?:\{([^}]*)\})? (\d+(?:\.\d*)?(?:e[+-]?\d+)?|NaN|[+-]Inf)(?!\S)", re.MULTILINE
+)
 
 
 class LoadTestError(Exception):
@@ -86,13 +89,16 @@ class Engine:
     def facts(self, model: str) -> EngineFacts:
         """Version and model. Raises LoadTestError if it is away or doesn't serve `model`."""
         data, server = self._request("GET", "/v1/models", None)
-        models = {entry.get("id"): entry for entry in self._json("/v1/models", data)["data"]}
+        entries = self._json("/v1/models", data).get("data")
+        if not isinstance(entries, list) or not all(map(_is_model, entries)):
+            raise self._not_an_engine("/v1/models", data, "no list of models")
+        models = {entry["id"]: entry for entry in entries}
         if not model and len(models) == 1:
             model = next(iter(models))
         if model not in models:
             raise LoadTestError(
                 "WrongModel",
-                f"{self.base_url} serves {', '.join(map(str, models)) or 'nothing'}, not {model!r}",
+                f"{self.base_url} serves {', '.join(models) or 'nothing'}, not {model!r}",
                 "Give the served name of the model (`model` in a profile, --model).",
             )
         version = self._json("/version", self.get("/version")).get("version", "unknown")
@@ -104,15 +110,18 @@ class Engine:
     def _json(self, path: str, data: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise LoadTestError(
-                "NotAnEngine",
-                f"{self.base_url}{path} answered {data[:80]!r}, which is no JSON object",
-                "Check that base_url (--host) is a vLLM engine.",
-            )
+            raise self._not_an_engine(path, data, "no JSON object")
         return answer
+
+    def _not_an_engine(self, path: str, data: bytes, what: str) -> LoadTestError:
+        return LoadTestError(
+            "NotAnEngine",
+            f"{self.base_url}{path} answered {data[:80]!r}, which is {what}",
+            "Check that base_url (--host) is a vLLM engine.",
+        )
 
     def _request(self, method: str, path: str, body: str | None) -> tuple[bytes, str]:
         headers = {"Content-Type": "application/json"} if body else {}
@@ -138,3 +147,12 @@ class Engine:
                 "Look at the engine's log.",
             )
         return data, response.headers.get("Server", "unknown")
+
+
+def _is_model(entry: Any) -> bool:
+    """Whether it is one of /v1/models; not all servers say how long a prompt may be."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("id"), str)
+        and isinstance(entry.get("max_model_len"), int | None)
+    )

@@ -107,13 +107,13 @@ def profile_of(options: Any, host: str | None, words: Collection[str]) -> Profil
     is empty, and the engine's to say. Raises ProfileError that names file and field, or flag."""
     given = {flag.name for flag in FLAGS if _is_given(flag, options, words)}
     if options.load_profile:
+        profile = load_profile(Path(options.load_profile))
         if given:
             listed = ", ".join(flag.name for flag in FLAGS if flag.name in given)
             raise ProfileError(
                 f"{listed}: nothing comes of it beside --load-profile, whose file has the whole "
                 "load; write it there, or take one of the two out"
             )
-        profile = load_profile(Path(options.load_profile))
         return profile.model_copy(update={"base_url": _address(host)}) if host else profile
     if not host:
         raise ProfileError(f"--host: the engine's address is missing, e.g. {EXAMPLE}")

@@ -203,9 +203,11 @@ def _checked(options: Any, host: str | None, processes: int | None) -> Profile:
         )
     if options.out:  # else it would be noticed when all is measured
         try:
-            Path(options.out).mkdir(parents=True, exist_ok=True)
+            Path(options.out).mkdir(exist_ok=True)
         except OSError as error:
-            raise ProfileError(f"--out: {error}; name a folder that can be written") from None
+            raise ProfileError(
+                f"--out: {error}; name a folder that can be written, in one that is there"
+            ) from None
     return profile
 
 

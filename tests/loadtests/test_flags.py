@@ -194,6 +194,12 @@ def test_a_profile_has_the_whole_load(tmp_path: Path) -> None:
     assert said.startswith("--rates, --turns: nothing comes of it beside --load-profile")
 
 
+def test_a_profile_that_is_not_there_is_said_before_its_flags(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.json"
+    said = refusal("--load-profile", str(path), "--model", "m")
+    assert said.startswith(f"{path}: can't be read: ")
+
+
 def test_the_most_that_can_be_sent_is_that_of_all_workers() -> None:
     load = ["--rates", "5000", "--step-seconds", "60"]
     assert "200000 fit into memory" in refusal(*load)

@@ -338,6 +338,23 @@ def test_wrong_flags_are_named_at_the_start(start: list[str], flags: list[str], 
     assert "Traceback" not in ran.stderr
 
 
+def test_no_folders_are_made_for_a_mistyped_out(tmp_path: Path) -> None:
+    profile = write_profile(tmp_path, "http://127.0.0.1:9")
+    out = tmp_path / "nope" / "x"
+    ran = run_program("-m", "loadtests", "--profile", str(profile), "--out", str(out))
+    assert ran.returncode == 2, ran.stderr
+    error = json.loads(ran.stdout)
+    assert error["error"] == "OutError"
+    assert f"No such file or directory: '{out}'" in error["message"]
+    assert "in one that is there" in error["next"]
+    arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless"]
+    ran = run_program(*arguments, "--load-profile", str(profile), "--out", str(out))
+    assert ran.returncode == 2, ran.stderr
+    assert "ProfileError: --out: [Errno 2] No such file or directory" in ran.stderr
+    assert "in one that is there" in ran.stderr
+    assert not out.parent.exists()
+
+
 def test_as_many_processes_as_the_profile_says(tmp_path: Path) -> None:
     profile = write_profile(tmp_path, "http://127.0.0.1:9", workers=2)
     arguments = ["-m", "locust", "-f", "loadtests/locustfile.py", "--headless"]
