@@ -1,7 +1,8 @@
 """`python -m weights resolve|fetch|verify|list|collect|pack|import`: see --help of each.
 
 On a terminal it talks to a person; elsewhere it prints one JSON event a line: progress, then
-result, or error and exit status 1. HF_TOKEN and HF_ENDPOINT come from the environment.
+result, or error and exit status 1, or 2 for wrong usage. HF_TOKEN and HF_ENDPOINT come from the
+environment.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from weights.resolve import check_commit, check_repo, resolve
 
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
-    """Run one command. Returns 0, or 1 after an error event; 2 comes from argparse."""
+    """Run one command. Returns 0, or after an error event 1, 2 if it is of usage as argparse's."""
     options = _parser().parse_args(argv)
     # A tar on stdout leaves stderr to the events.
     out = out or (sys.stderr if getattr(options, "out", "") == archive.STDIO else sys.stdout)
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
         command(options, reporter)
     except WeightsError as error:
         _say(error, reporter)
+        return 2 if isinstance(error, UsageError) else 1
     except Exception as error:
         # A fault of this program. The trace goes to the log, without the token.
         sys.stderr.write(reporter.redact(traceback.format_exc()))
@@ -56,9 +58,8 @@ def main(argv: Sequence[str] | None = None, out: TextIO | None = None) -> int:
             "this is a fault of the program: report it with the trace in the Job's log",
         )
         _say(fault, reporter)
-    else:
-        return 0
-    return 1
+        return 1
+    return 0
 
 
 def _say(error: WeightsError, reporter: Reporter) -> None:

@@ -40,8 +40,9 @@ from weights.errors import (
     volume_error,
 )
 from weights.events import Reporter, amount
-from weights.fetch import REPORT_SECONDS, SPARE_BYTES
+from weights.fetch import SPARE_BYTES
 from weights.manifest import File, Manifest
+from weights.pace import LOOK_SECONDS
 from weights.publish import Folders
 from weights.resolve import check_commit, check_repo
 from weights.volume import check_root, published
@@ -529,7 +530,7 @@ class _Progress:
     def add(self, count: int) -> None:
         self._done += count
         self._alive()
-        if time.monotonic() - self._said > REPORT_SECONDS:
+        if time.monotonic() - self._said > LOOK_SECONDS:
             self.report()
 
     def report(self) -> None:

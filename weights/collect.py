@@ -16,7 +16,7 @@ from pathlib import Path
 from weights import manifest, publish
 from weights.errors import UsageError, volume_error
 from weights.events import Reporter, amount
-from weights.resolve import COMMIT
+from weights.manifest import COMMIT
 from weights.volume import Leftover, Volume, scan
 
 DAY_S = 86_400.0

@@ -102,6 +102,10 @@ class HubRefused(WeightsError):
     """An answer of the Hub that none of the other cases covers."""
 
 
+class NotAHub(WeightsError):
+    """What answers at HF_ENDPOINT doesn't speak the Hub's language."""
+
+
 class WrongBytes(WeightsError):
     """A file's bytes aren't what the Hub's tree says, again after a second download."""
 

@@ -35,7 +35,6 @@ from weights.volume import check_root
 T = TypeVar("T")
 
 WORKERS = 4
-REPORT_SECONDS = 2.0
 RATE_REPORTS = 6  # the rate is that of the last 10 s
 # Room that the volume must have beyond what is missing.
 SPARE_BYTES = 64 * 1024 * 1024
@@ -217,14 +216,13 @@ class _Fetch:
         self.settled: dict[str, int] = {}  # path -> bytes of files that are in their place
         # When, and how many bytes had come from the Hub.
         self.history: deque[tuple[float, int]] = deque(maxlen=RATE_REPORTS)
-        self.asked_at = time.monotonic()  # for the list of files
-        self.say_after_s = 0.0  # that it is waited for
         self.busy: dict[str, float] = {}  # path -> since when
         self.arrived: dict[str, int] = {}  # path -> bytes of files on their way
         self.kept: dict[str, int] = {}  # path -> bytes of it that were here already
 
     def run(self) -> Fetched | None:
         """Fetch and publish. None: another fetch was faster, look again."""
+        missing = publish.missing(self.where)
         try:
             publish.make(self.where.root, self.where.work)
             publish.beat(self.where.work)
@@ -239,6 +237,9 @@ class _Fetch:
             self.pace.stop()
             self.ended.set()
             publish.leave(self.where, self.where.work)
+            with suppress(OSError):  # the volume may be what is wrong
+                if not self.others.running:
+                    publish.remove_empty(missing)
 
     def _beat(self) -> None:
         while not self.ended.wait(publish.BEAT_SECONDS):
@@ -261,11 +262,10 @@ class _Fetch:
 
     def _run(self) -> Fetched | None:
         wanted, place = self.wanted, self.wanted.place
-        everything: list[File] = []
-        self._each([place], lambda _: everything.extend(self._tree()))
+        everything = self.pace.answer(self._tree, "the list of files", place, self.hub.address)
         chosen = plan.choose(everything, wanted.selection, place)
-        publish.make(self.where.root, self.target)
         self._check_space(chosen)
+        publish.make(self.where.root, self.target)
         self.total = sum(file.size for file in chosen)
         self._each(plan.first(chosen), self._obtain)
         chosen = plan.check_shards(chosen, everything, self.target, place)
@@ -325,9 +325,8 @@ class _Fetch:
 
     def _tree(self) -> list[File]:
         place = self.wanted.place
-        self.asked_at = time.monotonic()
         return self.pace.persist(
-            lambda: list(hubs.tree(self.hub, self.wanted.repo, self.wanted.commit)),
+            lambda: hubs.tree(self.hub, self.wanted.repo, self.wanted.commit),
             lambda error: hubs.understand(error, self.hub, place, resolved=True),
         )
 
@@ -447,9 +446,8 @@ class _Fetch:
         for thread in threads:
             thread.start()
         self.pace.alive()
-        tick = min(REPORT_SECONDS, self.pace.patience.stall_s / 4)
         while workers and not failures:
-            if finished.acquire(timeout=tick):
+            if finished.acquire(timeout=self.pace.look_s):
                 workers -= 1
             elif not failures:
                 self._tick()
@@ -461,15 +459,7 @@ class _Fetch:
             raise failures[0]
 
     def _tick(self) -> None:
-        waiting_for = ", ".join(list(self.busy)[:3]) or "the list of files"
-        waited_s = time.monotonic() - self.asked_at
-        # The client tries again in silence, for 24 s if there is no connection.
-        if not self.total and waited_s >= self.say_after_s:
-            self.reporter.progress(
-                f"waits for the list of files of {self.wanted.place} from {self.hub.address}, "
-                f"{waited_s:.0f} s so far"
-            )
-            self.say_after_s = 2 * waited_s
+        waiting_for = ", ".join(list(self.busy)[:3])
         self.pace.check(self.wanted.place, waiting_for, self.hub.address)
         self._report()
         self._sweep()

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -47,7 +47,7 @@ from huggingface_hub.utils._runtime import is_xet_available
 
 from weights import errors, xet
 from weights.errors import Place, WeightsError
-from weights.manifest import File
+from weights.manifest import COMMIT, File
 from weights.part import Part
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -110,10 +110,38 @@ def connect(environment: Mapping[str, str]) -> Hub:
     return Hub(endpoint, environment.get("HF_TOKEN") or get_token())
 
 
-def commit_of(hub: Hub, repo: str, revision: str) -> str | None:
-    """The commit that a branch, tag or short commit is now."""
+@contextmanager
+def _answers_of(hub: Hub, place: Place) -> Iterator[None]:
+    """Raise NotAHub for what the client, or what is here, can't read."""
+    try:
+        yield
+    except HFValidationError:  # before ValueError, which it is one of: it is about the question
+        raise
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+        *(httpx2.TooManyRedirects, httpx2.DecodingError),
+    ) as error:
+        said = f"its answer can't be read ({type(error).__name__}: {_first_line(error)})"
+        raise _not_a_hub(hub, place, said) from error
+
+
+def _not_a_hub(hub: Hub, place: Place, why: str) -> errors.NotAHub:
+    return errors.NotAHub(
+        f"what answers at {hub.address} is no model hub: asked for {place}, {why}",
+        "check HF_ENDPOINT",
+        place=place,
+    )
+
+
+def commit_of(hub: Hub, repo: str, revision: str) -> str:
+    """The commit that a branch, tag or short commit is now. Raises NotAHub."""
     api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
-    return api.model_info(repo, revision=revision, timeout=METADATA_SECONDS).sha
+    place = Place(repo, revision)
+    with _answers_of(hub, place):
+        sha = api.model_info(repo, revision=revision, timeout=METADATA_SECONDS).sha
+    if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
+        raise _not_a_hub(hub, place, f"it gives {sha!r} as the commit, which is none")
+    return sha
 
 
 def names_of(hub: Hub, repo: str) -> list[str]:
@@ -132,15 +160,24 @@ def names_of(hub: Hub, repo: str) -> list[str]:
         return []
 
 
-def tree(hub: Hub, repo: str, commit: str) -> Iterator[File]:
-    """All files of a commit with size and hash."""
+def tree(hub: Hub, repo: str, commit: str) -> list[File]:
+    """All files of a commit with size and hash. Raises NotAHub."""
     api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
-    for entry in api.list_repo_tree(repo, recursive=True, revision=commit):
-        if isinstance(entry, RepoFile):
-            sha256 = entry.lfs.sha256 if entry.lfs else None
-            size = entry.lfs.size if entry.lfs else entry.size
-            git_sha1 = None if sha256 else entry.blob_id
-            yield File(entry.path, size, sha256, git_sha1, xet=entry.xet_hash is not None)
+    with _answers_of(hub, Place(repo, commit)):
+        entries = list(api.list_repo_tree(repo, recursive=True, revision=commit))
+        files = [_file(entry) for entry in entries if isinstance(entry, RepoFile)]
+    if not entries:
+        commit_of(hub, repo, commit)  # the client takes {} for a list without entries
+    return files
+
+
+def _file(entry: RepoFile) -> File:
+    sha256 = entry.lfs.sha256 if entry.lfs else None
+    size = entry.lfs.size if entry.lfs else entry.size
+    if not (isinstance(entry.path, str) and isinstance(size, int)):
+        raise TypeError(f"a file {entry.path!r} of {size!r} bytes")
+    git_sha1 = None if sha256 else entry.blob_id
+    return File(entry.path, size, sha256, git_sha1, xet=entry.xet_hash is not None)
 
 
 def through_xet(file: File) -> bool:
@@ -282,6 +319,12 @@ def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> Weight
                 f"commit {place.revision} of {place.repo} can't be fetched (history rewritten?): "
                 f"{place.file or 'its tree'} is 404",
                 "resolve the revision anew, and pin a commit or tag that stays",
+                place=place,
+            )
+        if isinstance(error, HfHubHTTPError) and "X-Error-Code" not in error.response.headers:
+            return errors.RevisionNotFound(
+                f"{hub.address} answers 404 for {place}, without what is missing",
+                "check that HF_ENDPOINT is a model hub, then repository and revision",
                 place=place,
             )
         return errors.RevisionNotFound(

@@ -6,6 +6,7 @@ A file's hash is the one that the Hub's tree has for it: sha256 of an LFS or Xet
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -16,6 +17,7 @@ from weights.errors import Damaged, WeightsError
 
 NAME = "MANIFEST.json"
 FORMAT = 1
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
-from weights.errors import Interrupted, Place, Stalled, WeightsError
+from weights.errors import HubUnreachable, Interrupted, Place, Stalled, WeightsError
 from weights.events import Reporter
 
 T = TypeVar("T")
 
+LOOK_SECONDS = 2.0  # how often it is looked whether anything comes
 LONGEST_BACKOFF_S = 30.0
 # A hub that tells us to wait longer than that in all is not going to serve this promotion.
 LONGEST_TOLD_WAIT_S = 1800.0
@@ -40,6 +42,11 @@ class Pace:
         self._alive_at = time.monotonic()
         self._trouble: WeightsError | None = None
 
+    @property
+    def look_s(self) -> float:
+        """Seconds between two checks."""
+        return min(LOOK_SECONDS, self.patience.stall_s / 4)
+
     def stop(self) -> None:
         """Let the threads end at their next wait or request."""
         self._stop.set()
@@ -64,6 +71,33 @@ class Pace:
             "start again: finished files are kept",
             place=place,
         )
+
+    def answer(self, ask: Callable[[], T], what: str, place: Place, address: str) -> T:
+        """What `ask` returns, which asks for `what` of `place`; says that it waits for it.
+
+        It asks in a thread, a daemon: the client can hang, and tries again in silence, for 24 s
+        if there is no connection. Raises what `ask` raises, and as check() does.
+        """
+        asked: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                asked.set_result(ask())
+            except BaseException as error:
+                asked.set_exception(error)
+
+        self.alive()
+        threading.Thread(target=work, daemon=True).start()
+        since, say_after_s = time.monotonic(), 0.0
+        while not wait([asked], self.look_s).done:
+            waited_s = time.monotonic() - since
+            if waited_s >= say_after_s:
+                self._reporter.progress(
+                    f"waits for {what} of {place} from {address}, {waited_s:.0f} s so far"
+                )
+                say_after_s = 2 * waited_s
+            self.check(place, what, address)
+        return asked.result()
 
     def persist(
         self,
@@ -118,7 +152,7 @@ class Pace:
         wait = min(LONGEST_BACKOFF_S, self.patience.first_wait_s * 2 ** (failures - 1))
         wait *= random.uniform(0.75, 1.25)
         self._trouble = trouble
-        if not isinstance(trouble, Stalled):
+        if not isinstance(trouble, Stalled | HubUnreachable):
             self.alive()  # an answer, if a bad one
         self._reporter.progress(
             f"{trouble}; try {failures + 1} of {self.patience.attempts} in {wait:.1f} s"

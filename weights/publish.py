@@ -78,6 +78,19 @@ def make(root: Path, folder: Path) -> None:
         path.chmod(0o755)
 
 
+def missing(where: Folders) -> list[Path]:
+    """Which folders a fetch would make, those within others first."""
+    folders = (where.staging, *where.staging.parents)
+    return [path for path in folders if where.root in path.parents and not path.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def beat(work: Path) -> None:
     """Say that the fetch of this work folder is alive, once more."""
     (work / HEARTBEAT).write_text(f"{socket.gethostname()} {os.getpid()} {time.monotonic_ns()}\n")
@@ -113,6 +126,11 @@ class Others:
             and other not in self._alive
             and any((other / FILES).glob("*"))
         ]
+
+    @property
+    def running(self) -> bool:
+        """Whether there are any, dead ones included."""
+        return bool(self._folders())
 
     def _folders(self) -> list[Path]:
         work = self._where.work

@@ -4,12 +4,12 @@ import difflib
 import re
 
 from weights import hub as hubs
-from weights.errors import HubRefused, Place, RevisionNotFound, UsageError
+from weights.errors import Place, RevisionNotFound, UsageError
 from weights.hub import Hub
+from weights.manifest import COMMIT
 from weights.pace import Pace
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # as HubRepo of the catalog
 SHOWN = 10  # of the names of branches and tags
 
 
@@ -17,7 +17,8 @@ def resolve(hub: Hub, repo: str, revision: str, pace: Pace) -> str:
     """The 40-hex commit of a branch, tag or (short) commit.
 
     A whole commit is returned as it is, without asking: the fetch finds out whether it is there.
-    Raises RevisionNotFound, RepositoryNotFound, Unauthorized and what else a hub can refuse.
+    Raises RevisionNotFound, RepositoryNotFound, Unauthorized and what else a hub can refuse,
+    NotAHub, and Stalled if it is silent for as long as `pace` waits.
     """
     check_repo(repo)
     if not revision.strip():
@@ -25,24 +26,21 @@ def resolve(hub: Hub, repo: str, revision: str, pace: Pace) -> str:
     if COMMIT.fullmatch(revision.lower()):
         return revision.lower()
     place = Place(repo, revision)
-    try:
-        commit = pace.persist(
+
+    def ask() -> str:
+        return pace.persist(
             lambda: hubs.commit_of(hub, repo, revision),
             lambda error: hubs.understand(error, hub, place, resolved=False),
         )
+
+    try:
+        return pace.answer(ask, "the commit", place, hub.address)
     except RevisionNotFound as error:
         raise RevisionNotFound(
             f"{error}{_there_are(hubs.names_of(hub, repo), revision)}",
             error.next_step,
             place=place,
         ) from error
-    if commit is None or not COMMIT.fullmatch(commit):
-        raise HubRefused(
-            f"{hub.host} gives {commit!r} as the commit of {place}, which is none",
-            "check that HF_ENDPOINT is a hub",
-            place=place,
-        )
-    return commit
 
 
 def _there_are(names: list[str], revision: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from weights import manifest, publish
 from weights.errors import Damaged, NotPublished, VolumeNotWritable
-from weights.manifest import Manifest
-from weights.resolve import COMMIT, check_commit, check_repo
+from weights.manifest import COMMIT, Manifest
+from weights.resolve import check_commit, check_repo
 
 PART = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a repository's name
 # publish.py has what these are.

@@ -194,7 +194,7 @@ def test_its_model_must_be_published_before(world: World) -> None:
 
 @pytest.mark.parametrize("of", ["lab/model", "lab/model@main", "@", "../x@" + "a" * 40])
 def test_what_it_is_an_adapter_of_must_be_a_commit(world: World, of: str) -> None:
-    [error] = finish(world.start(*world.fetch_arguments("a" * 40), f"--adapter-of={of}"), 1)
+    [error] = finish(world.start(*world.fetch_arguments("a" * 40), f"--adapter-of={of}"), 2)
     assert error["error"] == "UsageError"
 
 

@@ -229,7 +229,7 @@ def test_a_keep_that_is_not_there_is_said(world: World) -> None:
 )
 def test_mistakes(world: World, arguments: list[str], message: str) -> None:
     commit = published(world, 40)
-    [error] = finish(world.start("collect", "--root", str(world.root), *arguments), 1)
+    [error] = finish(world.start("collect", "--root", str(world.root), *arguments), 2)
     assert error["error"] == "UsageError" and message in error["message"]
     assert here(world) == {commit}
 

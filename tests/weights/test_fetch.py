@@ -1,5 +1,6 @@
 """A fetch against a real hub that misbehaves: what is published is whole, or nothing is."""
 
+import io
 import json
 import os
 import threading
@@ -30,6 +31,9 @@ from weights.errors import (
     WeightsError,
     WrongBytes,
 )
+from weights.events import Reporter
+from weights.fetch import Wanted, fetch
+from weights.hub import connect
 from weights.pace import Patience
 
 MISSING = "f" * 40
@@ -260,6 +264,20 @@ def test_a_hub_that_never_answers_the_list_is_noticed(world: World) -> None:
     at = world.server.url.removeprefix("http://")
     assert f"the list of files of {REPO}@{commit} from {at}" in str(error)
     assert f"waits for the list of files of {REPO}@{commit} from {at}, " in messages(world)
+
+
+def test_a_fetch_that_fails_leaves_no_empty_folders_of_its_own(world: World) -> None:
+    world.commit(model())
+    commit = world.server.hub.commit("lab/gated", dict(model()), visibility="gated")
+    hub = connect({"HF_ENDPOINT": world.server.url})
+    wanted, reporter = Wanted("lab/gated", commit), Reporter(io.StringIO())
+    with pytest.raises(GatedRepo):
+        fetch(wanted, world.root, hub, reporter, QUICK)
+    assert not list(world.root.iterdir())
+    (world.root / "lab").mkdir()
+    with pytest.raises(GatedRepo):
+        fetch(wanted, world.root, hub, reporter, QUICK)
+    assert list(world.root.rglob("*")) == [world.root / "lab"], "that was there before"
 
 
 def test_wrong_bytes_once_are_fetched_again(world: World) -> None:

@@ -80,16 +80,18 @@ A = "a" * 40
         (("resolve", "--revision", "main", "--stall-seconds", "nan"), "--stall-seconds nan "),
         (("resolve", "--revision", "main", "--stall-seconds", "inf"), "--stall-seconds inf "),
         (("resolve", "--revision", " "), "the revision is empty"),
+        (("resolve", "--repo", "ab", "--revision", "main"), "'ab' is no repository"),
+        (("fetch", "--repo", "ab", "--commit", A), "'ab' is no repository"),
         (("fetch", "--commit", A, "--rehash-after-days", "-3"), "--rehash-after-days -3 "),
         (("fetch", "--commit", A, "--rehash-after-days", "nan"), "--rehash-after-days nan "),
         (("fetch", "--commit", A, "--attempts", "-1"), "--attempts -1 "),
         (("import", "--from", "-", "--stall-seconds", "0"), "--stall-seconds 0 "),
     ],
 )
-def test_numbers_that_can_not_be(world: World, arguments: tuple[str, ...], message: str) -> None:
-    repo = [] if arguments[0] == "import" else ["--repo", REPO]
+def test_words_that_can_not_be(world: World, arguments: tuple[str, ...], message: str) -> None:
+    repo = [] if {"import", "--repo"} & {*arguments} else ["--repo", REPO]
     root = [] if arguments[0] == "resolve" else ["--root", str(world.root)]
-    [error] = finish(world.start(*arguments, *repo, *root), 1)
+    [error] = finish(world.start(*arguments, *repo, *root), 2)
     assert error["error"] == "UsageError" and error["message"].startswith(message)
     assert error["next"] and not world.server.requests
 

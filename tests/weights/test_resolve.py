@@ -13,13 +13,14 @@ from weights.errors import (
     RateLimited,
     RepositoryNotFound,
     RevisionNotFound,
+    Stalled,
     Unauthorized,
     UsageError,
     WeightsError,
 )
 from weights.events import Reporter
 from weights.hub import connect, told_wait
-from weights.pace import Pace
+from weights.pace import Pace, Patience
 from weights.resolve import resolve
 
 
@@ -51,6 +52,7 @@ def test_branch_tag_and_short_commit_become_the_commit(world: World) -> None:
         (REPO, "hf_wrong", "main", Unauthorized),
         ("../evil", "", "main", UsageError),
         ("a/b/c", "", "main", UsageError),
+        ("ab", "", "main", UsageError),
     ],
 )
 def test_refusals(
@@ -109,3 +111,23 @@ def test_how_long_to_wait_is_understood_in_all_forms() -> None:
     assert told_wait({"retry-after": later, "date": now}) == 30.0
     assert told_wait({"retry-after": now, "date": later}) == 0.0
     assert told_wait({"ratelimit": '"api";r=3;t=55'}) is None
+
+
+def test_a_hub_that_is_silent_is_noticed(world: World) -> None:
+    world.commit(model())
+    world.server.faults.add(Fault(where="api", delay_s=30))
+    out = io.StringIO()
+    pace = Pace(Patience(stall_s=0.5), Reporter(out))
+    with pytest.raises(Stalled, match=f"while waiting for the commit of {REPO}@main from "):
+        resolve(connect({"HF_ENDPOINT": world.server.url}), REPO, "main", pace)
+    at = world.server.url.removeprefix("http://")
+    assert f"waits for the commit of {REPO}@main from {at}, " in out.getvalue()
+
+
+def test_a_hub_that_can_not_be_reached_is_not_tried_for_longer_than_a_silent_one() -> None:
+    out = io.StringIO()
+    pace = Pace(Patience(stall_s=1.0, attempts=9, first_wait_s=0.05), Reporter(out))
+    with pytest.raises(HubUnreachable):
+        resolve(connect({"HF_ENDPOINT": "http://127.0.0.1:9"}), REPO, "main", pace)
+    assert "try 2 of 9" in out.getvalue()
+    assert "try 9 of 9" not in out.getvalue(), "that is 6 s later at the earliest"

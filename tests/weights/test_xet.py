@@ -322,7 +322,7 @@ def test_a_home_that_can_not_be_written_is_named(world: World, commit: str) -> N
     process = world.start(*world.fetch_arguments(commit), HF_HOME="/proc/no-home")
     out, _ = process.communicate(timeout=120)
     last = json.loads(out.splitlines()[-1])
-    assert (process.returncode, last["error"]) == (1, "UsageError")
+    assert (process.returncode, last["error"]) == (2, "UsageError")
     assert "HF_HOME" in last["next"] and "os error" in last["message"]
 
 
