@@ -323,7 +323,7 @@ def _one(error: BaseException, hub: Hub, place: Place, resolved: bool) -> Weight
             )
         if isinstance(error, HfHubHTTPError) and "X-Error-Code" not in error.response.headers:
             return errors.RevisionNotFound(
-                f"{hub.address} answers 404 for {place}, without what is missing",
+                f"{hub.address} answers 404 for {place} without saying what is missing",
                 "check that HF_ENDPOINT is a model hub, then repository and revision",
                 place=place,
             )
