@@ -50,7 +50,8 @@ def collect_weights(
         raise PromotionFailed(str(error)) from None
     rows = table(done.events, uses, dry_run=config.dry_run)
     result = {name: value for name, value in done.result.items() if name != "event"}
-    context.log.info(summary(result))
+    say = context.log.warning if result["short_bytes"] else context.log.info
+    say(summary(result))
     context.add_output_metadata(
         {
             "weights": dg.MetadataValue.table(rows, schema=SCHEMA),
@@ -108,6 +109,8 @@ def watched(
         lease.check()
         if event["event"] == "progress":
             context.log.info(str(event["message"]))
+        elif event["event"] == "warning":
+            context.log.warning(str(event["message"]))
 
     job = collect_job(
         cluster,

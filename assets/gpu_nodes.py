@@ -6,7 +6,7 @@ from assets.partitions import MODELS
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import NO_CONFIG, stage
-from catalog import ModelSpec
+from catalog import ClusterSpec, ModelSpec
 from catalog.offered_load import fewest_requests
 from k8s import gpus, records, rollout
 from k8s.gpus import Plan
@@ -15,6 +15,12 @@ from k8s.records import PromotionRecord
 
 # The live Pods' end, the benchmark's Pod, KEDA's first look at the candidate: as on the lab.
 PODS_COME_AND_GO_S = 30.0
+
+
+def refuse_placeholders(cluster: ClusterSpec, model: ModelSpec) -> None:
+    """An image that is still an example's ends the promotion before the cluster is asked."""
+    if problem := cluster.placeholder(model):
+        raise Refused(problem)
 
 
 def plan(promotion: Promotion, model: ModelSpec) -> Plan:
@@ -62,10 +68,8 @@ def gpu_nodes(
     still an example's. What someone changed by hand on the live model since its promotion is named.
     The value says how the candidate would come up now.
     """
-    with stage(context, cluster, reports) as promotion:
+    with stage(context, cluster, reports, refuse_placeholders) as promotion:
         client, model = promotion.client, promotion.model
-        if problem := promotion.cluster.placeholder(model):
-            raise Refused(problem)
         current, _ = records.read(client, model)
         planned = plan(promotion, model)
         if planned.strategy == "recreate" and planned.serving:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from assets.partitions import MODELS
-from assets.promotion import Promotion
+from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import stage
+from catalog import ModelSpec, spec
+from catalog.mistakes import mistakes
 from catalog.model import Adapter
 from k8s.jobs import run_job
 from k8s.manifests import resolve_job
@@ -21,7 +23,6 @@ class RevisionConfig(dg.Config):
 
     revision: str | None = Field(
         default=None,
-        min_length=1,
         description="Branch, tag or commit; by default the catalog's.",
     )
 
@@ -53,7 +54,7 @@ def model_revision(
     """
     with stage(context, cluster, reports) as promotion:
         model = promotion.model
-        asked = config.revision or model.revision
+        asked = model.revision if config.revision is None else checked(config.revision)
         revision = Revision(
             model.repo,
             asked,
@@ -75,6 +76,15 @@ def model_revision(
                 "adapters": dg.MetadataValue.json(revision.adapters),
             },
         )
+
+
+def checked(revision: str) -> str:
+    """The revision of the run's config, by the catalog's rule. Raises Refused."""
+    try:
+        return str(TypeAdapter(spec.Revision).validate_python(revision))
+    except ValidationError as error:
+        [(_, what)] = mistakes(error, ModelSpec)
+        raise Refused(f"ops: model_revision: config: revision: {what}") from None
 
 
 def resolve(promotion: Promotion, revision: str, adapter: Adapter | None = None) -> str:

@@ -32,7 +32,8 @@ class Promotion:
 
     `decided_by` is the number or sentence that decided the stage under way. `outage`: the live
     slot makes room for the candidate. `live`: the candidate's Deployment once users have moved
-    to it, "" before. `cleared`: it was taken away.
+    to it, "" before. `cleared`: it was taken away. `bring_back_by`: until when what made room is
+    tried to be brought back, on the monotonic clock; None before the first try.
     """
 
     client: Client
@@ -45,6 +46,7 @@ class Promotion:
     outage: bool = False
     live: str = ""
     cleared: bool = False
+    bring_back_by: float | None = None
 
     @classmethod
     def begin(
@@ -76,6 +78,8 @@ class Promotion:
         """An event of a program in a Job, for the log."""
         if event.get("event") == "progress":
             self.say(str(event["message"]))
+        elif event.get("event") == "warning":
+            self.log.warning(str(event["message"]))
         elif event.get("event") == "log" and str(event["message"]).strip():
             self.log.debug(str(event["message"]))
 
@@ -87,19 +91,21 @@ class Promotion:
         except (KubernetesError, OSError) as error:
             self.log.warning(f"{self.live} is live. {of_what}: {error}")
 
-    def clear_up(self) -> None:
+    def clear_up(self, *, at_end: bool = False) -> None:
         """Take the candidate away, unless it is live, and bring back what made room for it.
 
-        What fails is left to the next run; before that an outage is fought for BRING_BACK_S.
+        What fails is tried once more at the end of the run, and left to the next run then; before
+        that an outage is fought for BRING_BACK_S.
         """
         if self.live or self.cleared:
             return
         with undisturbed(self.log.warning, "clearing up"):
-            deadline = time.monotonic() + (BRING_BACK_S if self.outage else 0.0)
-            while not self._cleared_up(last=time.monotonic() >= deadline):
+            if self.bring_back_by is None:
+                self.bring_back_by = time.monotonic() + (BRING_BACK_S if self.outage else 0.0)
+            while not self._cleared_up(time.monotonic() >= self.bring_back_by, at_end):
                 time.sleep(BRING_BACK_PAUSE_S)
 
-    def _cleared_up(self, last: bool) -> bool:
+    def _cleared_up(self, last: bool, at_end: bool) -> bool:
         """One try. True also when it failed and was the last one."""
         client, model = self.client, self.model
         try:
@@ -114,6 +120,12 @@ class Promotion:
             if not last:
                 self.log.warning(f"{model.name} could not be brought back: {error} Tries again.")
                 return False
+            if not at_end:
+                self.log.warning(
+                    f"Not everything of this run could be cleared up yet: {error} "
+                    "It is tried once more when the run ends."
+                )
+                return True
             self.log.error(
                 f"Not everything of this run could be cleared up: {error} "
                 f"The next promotion of {model.name} does it."
@@ -124,7 +136,7 @@ class Promotion:
         """The run ends: clear up what it didn't finish, and give the lock back."""
         with undisturbed(self.log.warning, "the end of the run"):
             try:
-                self.clear_up()
+                self.clear_up(at_end=True)
             finally:
                 give_back(self.lease, self.log)
 

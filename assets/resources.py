@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +16,8 @@ from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
 
 Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
-
+# Raises Refused for what the catalog alone rules out.
+Admission: TypeAlias = Callable[[ClusterSpec, ModelSpec], None]
 
 RETRY_NUMBER = "dagster/retry_number"  # Dagster's tag of a run that it tries again as a whole
 
@@ -49,9 +50,10 @@ class Cluster(dg.ConfigurableResource["Cluster"]):
             if hasattr(sys, "tracebacklimit"):
                 del sys.tracebacklimit
 
-    def promotion(self, context: Context) -> Promotion:
+    def promotion(self, context: Context, admit: Admission | None = None) -> Promotion:
         """This run's Promotion, begun by its first stage. Raises CatalogError, NoPartition,
-        PoolError, KubernetesError, and Refused for a run that Dagster tries again by itself.
+        PoolError, KubernetesError, Refused by `admit`, and Refused for a run that Dagster tries
+        again by itself.
         """
         if self._promotion is None:
             # The jobs' tag forbids it; runs of single assets have no job, so no tag.
@@ -67,15 +69,19 @@ class Cluster(dg.ConfigurableResource["Cluster"]):
                     f"has: {', '.join(catalog().models)}"
                 )
             model, cluster = catalog().model(name), catalog().cluster(self.name)
-            self._promotion = begin(context, cluster, model)
+            self._promotion = begin(context, cluster, model, admit)
         self._promotion.log = context.log
         return self._promotion
 
 
-def begin(context: Context, cluster: ClusterSpec, model: ModelSpec) -> Promotion:
+def begin(
+    context: Context, cluster: ClusterSpec, model: ModelSpec, admit: Admission | None
+) -> Promotion:
     """This run's Promotion. A run that was killed, whose Lease it has taken over, is told to
     Dagster as failed: nothing else would, and it would count as started for ever.
     """
+    if admit is not None:
+        admit(cluster, model)
     promotion = Promotion.begin(cluster, model, context.run.run_id, context.log)
     instance, killed = context.instance, promotion.lease.succeeded
     run = instance.get_run_by_id(killed) if killed else None

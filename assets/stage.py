@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from assets.promotion import Promotion, Refused
-from assets.resources import Cluster, Context, NoPartition, Reports
+from assets.resources import Admission, Cluster, Context, NoPartition, Reports
 from catalog import CatalogError, PoolError
 from k8s.errors import KubernetesError
 from loadtests.profile import ProfileError
@@ -40,8 +40,11 @@ class PromotionFailed(dg.Failure):
 
 
 @contextmanager
-def stage(context: Context, cluster: Cluster, reports: Reports) -> Iterator[Promotion]:
-    """Run a stage with the model locked for this run; put its end into stages.jsonl.
+def stage(
+    context: Context, cluster: Cluster, reports: Reports, admit: Admission | None = None
+) -> Iterator[Promotion]:
+    """Run a stage with the model locked for this run; put its end into stages.jsonl. `admit` is
+    asked before that, and before the cluster is.
 
     Whatever ends it early, SIGINT and SIGTERM included, takes the candidate away. Raises
     PromotionFailed for what a message can tell, and what isn't known as it came.
@@ -50,7 +53,7 @@ def stage(context: Context, cluster: Cluster, reports: Reports) -> Iterator[Prom
     started = time.monotonic()
     promotion = None
     try:
-        promotion = cluster.promotion(context)
+        promotion = cluster.promotion(context, admit)
         promotion.decided_by = ""
         promotion.lease.check()
         yield promotion

@@ -76,13 +76,19 @@ def is_foreign(code: int, status: dict[str, Any], asked: Asked) -> bool:
     return not (unknown_group and asked.kind and asked.kind.api_version != "v1")
 
 
-def foreign(asked: Asked, said: str) -> str:
-    """The message for an answer that is none of an API server. `said`: what came."""
+def foreign(asked: Asked, said: str, code: int = 0) -> str:
+    """The message for an answer that is none of an API server. `said`: what came, with `code`."""
     parts = urlsplit(asked.server)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    # Go's reverse proxy and every load balancer say so of what is behind them.
+    what = (
+        "a proxy or load balancer, with no API server behind it that answers"
+        if code in (502, 503, 504)
+        else "no Kubernetes API server"
+    )
     return (
-        f"what answers at {parts.scheme}://{host}:{port}{parts.path} is no Kubernetes API server: "
+        f"what answers at {parts.scheme}://{host}:{port}{parts.path} is {what}: "
         f"to {asked.verb} {asked.what} it says {said}. Its address is from {asked.account}: "
         "correct `server` there, or choose another kubeconfig (KUBECONFIG), or another context of "
         "it (`context` in the cluster's file of catalog/clusters/)"

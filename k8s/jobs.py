@@ -26,6 +26,8 @@ _DELETION_S = 120.0
 # A pool that scales up from nothing takes 2 to 5 minutes. (Engines, whose GPU nodes come slower
 # and bring a large image, get 900 s.)
 _NO_NODE_S = 600.0
+# A scheduler that comes late, or a node that is just getting free, isn't worth a word.
+_SAID_AFTER_S = 3.0
 _CREATE_TRIES = 5
 # How long the Job's controller may take to notice that the Pod has failed.
 _CONTROLLER_S = 10.0
@@ -57,7 +59,8 @@ def run_job(
     """Create the Job, or adopt the one of the same name and content, and see it through.
 
     A failed one of the same name is deleted and made again. `on_event` gets each JSON event;
-    other lines, and what the Pod is waiting for, as {"event": "log", "message": line}.
+    other lines, and what the Pod is waiting for, as {"event": "log", "message": line}. That no
+    node takes the Pod comes as {"event": "warning", "message": why}.
 
     Raises JobFailed (the program's own error, OOM, image, quota, no node for 10 min),
     WaitTimeout. A Job that still runs is left alone then, and on any BaseException: whoever
@@ -139,6 +142,7 @@ class _Watched:
     deadline: float
     on_event: Callable[[Obj], None]
     state: str = ""
+    warned: bool = False
 
     @property
     def what(self) -> str:
@@ -167,13 +171,23 @@ class _Watched:
                     self._fail(why)
                 why = _unschedulable(pod)
                 unschedulable_since = (unschedulable_since or time.monotonic()) if why else None
-                if unschedulable_since and time.monotonic() - unschedulable_since > _NO_NODE_S:
-                    self._fail(f"no node takes its Pod for {_NO_NODE_S:.0f} s: {why}")
+                if unschedulable_since:
+                    self._no_node(why, time.monotonic() - unschedulable_since)
                 if pod["status"].get("phase") == "Failed":
                     self._fail(pod_state(pod))
             if time.monotonic() + _POLL_S > self.deadline:
                 self._late(pod)
             time.sleep(_POLL_S)
+
+    def _no_node(self, why: str, since_s: float) -> None:
+        """`why`: the scheduler's reason, for `since_s` now. A node may still come."""
+        if since_s > _NO_NODE_S:
+            self._fail(f"no node takes its Pod for {_NO_NODE_S:.0f} s: {why}")
+        if since_s > _SAID_AFTER_S and not self.warned:
+            self.warned = True
+            left_s = min(_NO_NODE_S - since_s, self.deadline - time.monotonic())
+            message = f"no node takes its Pod: Unschedulable: {why} Waits for one, {left_s:.0f} s"
+            self.on_event({"event": "warning", "message": f"{self.what}: {message} at most"})
 
     def vanished(self, what: str, lines: list[str]) -> NoReturn:
         """The Pod or its log went away before all of it was read."""

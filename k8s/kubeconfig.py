@@ -23,9 +23,11 @@ from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 from k8s.errors import ConfigError
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 # How long a login program may take: some ask a person, in a browser.
 LOGIN_S = 60.0
+SILENT_S = 5.0  # then it is spoken of
 _TEXTS = {"token", "tokenFile", "username", "password"} | {
     f"client-{what}{form}" for what in ("certificate", "key") for form in ("", "-data")
 }
@@ -142,9 +144,14 @@ def _from_kubeconfig(paths: list[Path], context: str | None) -> Account:
             "use-context`, or name it as `context` in the cluster's file of catalog/clusters/."
         )
     if chosen not in contexts:
+        cure = (
+            "Correct `context` in the cluster's file of catalog/clusters/"
+            if context
+            else "That is its current-context: choose another with `kubectl config use-context`"
+        )
         raise ConfigError(
-            f"{where} has no context {chosen!r} ({there_are}). Correct `context` in the cluster's "
-            "file of catalog/clusters/, or set KUBECONFIG to the file that has it."
+            f"{where} has no context {chosen!r} ({there_are}). {cure}, or set KUBECONFIG to the "
+            "file that has it."
         )
     described = f"context {chosen!r} of {where}"
     configuration = Configuration()
@@ -343,7 +350,11 @@ def _in_time(work: Callable[[], T], described: str, login: str) -> T:
 
     thread = threading.Thread(target=run, name="login", daemon=True)
     thread.start()
-    thread.join(LOGIN_S)
+    thread.join(SILENT_S)
+    if thread.is_alive():
+        left_s = LOGIN_S - SILENT_S
+        _log.warning(f"{described}: waits for its login program, {left_s:.0f} s more: {login}")
+        thread.join(left_s)
     if not outcome.done():
         raise ConfigError(
             f"{described}: its login program hasn't ended after {LOGIN_S:g} s. Does it wait for "

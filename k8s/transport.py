@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import random
 import ssl
 import threading
@@ -27,10 +28,16 @@ urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 CONNECT_S = 5.0
 READ_S = 20.0
 # How long a request is tried again. Before the first answer of all, the address is more likely
-# wrong than the server away: a user mistake, to be said at once.
+# wrong than the server away: a user mistake, to be said at once. And where a request was tried
+# for all of that, the next ones don't wait as long once more, until something answers again.
 RETRY_S = 60.0
 FIRST_RETRY_S = 3.0
+# After so long a request that is tried for RETRY_S is spoken of, once until something answers.
+SILENT_S = 5.0
 _LONGEST_PAUSE_S = 5.0
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,6 +51,24 @@ class Request:
     body: Any = None
     content_type: str = "application/json"
     unsure: bool = False
+
+
+@dataclass
+class _Waiting:
+    """A request that has no whole answer yet, tried until the monotonic `deadline`."""
+
+    asked: Asked
+    deadline: float
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        server = self.asked.server
+        why = self.trouble or f"{self.asked}: no whole answer yet"
+        left_s = max(0.0, self.deadline - time.monotonic())
+        return (
+            f"the API server at {server} doesn't answer: {why.replace(f' at {server}', '')}; "
+            f"trying for {left_s:.0f} s more"
+        )
 
 
 class Backoff:
@@ -71,6 +96,8 @@ class Transport:
         self._rest = RESTClientObject(self._account.configuration)
         self._reloading = threading.Lock()
         self._answered = False  # whether an API server has ever answered us
+        self._told = False  # that none answers now
+        self._away = False  # none has answered for RETRY_S
 
     @property
     def account(self) -> Account:
@@ -78,29 +105,54 @@ class Transport:
         return self._account
 
     def call(self, request: Request, budget_s: float = RETRY_S) -> bytes:
-        """The body of the answer, after retries for at most `budget_s`.
+        """The body of the answer, after retries for at most `budget_s`. A wait is logged.
 
         Raises Unreachable when the budget is spent, and what answers.error_from() makes of
         any other status.
         """
+        waiting = _Waiting(request.asked, time.monotonic() + budget_s)
+        # Who gives a request less time says himself what becomes of it.
+        timer = threading.Timer(SILENT_S, lambda: self._tell(waiting))
+        timer.daemon = True
+        if budget_s >= RETRY_S:
+            timer.start()
+        try:
+            return self._retried(request, budget_s, waiting)
+        finally:
+            timer.cancel()
+
+    def _tell(self, waiting: "_Waiting") -> None:
+        """Once until something answers; this is another thread than the request's."""
+        if not self._told:
+            self._told = True
+            _log.warning(str(waiting))
+
+    def _retried(self, request: Request, budget_s: float, waiting: "_Waiting") -> bytes:
         started = time.monotonic()
         backoff = Backoff()
         for tries in itertools.count(1):
-            deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
+            deadline = started + self._patience(budget_s)
             left = max(1.0, deadline - time.monotonic())
             try:
                 answer = self._once(request, min(READ_S, left))
                 return _body(answer, request.asked, left)
             except Unreachable as error:
                 request.unsure |= error.sent
-                deadline = started + (budget_s if self._answered else min(budget_s, FIRST_RETRY_S))
+                waiting.trouble = str(error)
+                deadline = started + self._patience(budget_s)
                 if not backoff.sleep(deadline, error.retry_after_s):
+                    self._away |= budget_s >= RETRY_S
                     took = "once" if tries == 1 else f"for {time.monotonic() - started:.1f} s"
                     raise Unreachable(
                         f"{error} (tried {took} as {self._account.described}). "
                         "Is the cluster up, and is this its address?"
                     ) from error
         raise AssertionError("the last try returns or raises")
+
+    def _patience(self, budget_s: float) -> float:
+        """How long a request that may be tried for `budget_s` is tried as things are."""
+        present = self._answered and not self._away
+        return budget_s if present else min(budget_s, FIRST_RETRY_S)
 
     @contextlib.contextmanager
     def stream(self, request: Request, read_s: float) -> Iterator[Iterator[bytes]]:
@@ -146,8 +198,12 @@ class Transport:
             if answer.status >= 300:
                 status = status_of(_body(answer, request.asked, READ_S))
                 self._answered |= not is_foreign(answer.status, status, request.asked)
-                raise self._refusal(answer.status, status, answer.headers, request.asked)
+                refusal = self._refusal(answer.status, status, answer.headers, request.asked)
+                if not isinstance(refusal, Unreachable):
+                    self._told = self._away = False
+                raise refusal
             self._answered = True
+            self._told = self._away = False
             return answer
         raise AssertionError("the second try returns or raises")
 
@@ -171,7 +227,7 @@ class Transport:
         except ValueError:  # an HTTP date; the API server sends seconds
             retry_after_s = 0.0
         return Unreachable(
-            foreign(asked, why) if strange else f"{asked}: {why}",
+            foreign(asked, why, code) if strange else f"{asked}: {why}",
             code=code,
             sent=code != 429,
             retry_after_s=retry_after_s,
@@ -215,7 +271,10 @@ def _send(
                 f"{request.asked}: its certificate isn't accepted: {error}. Is {account.described} "
                 "of another cluster, or older than this one?"
             ) from error
-        raise Unreachable(f"{request.asked}: {error}", sent=False) from error
+        why = str(error)
+        if "WRONG_VERSION_NUMBER" in why:
+            why = "the server speaks http at this port, not https as its address says"
+        raise Unreachable(f"{request.asked}: {why}", sent=False) from error
     except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
         why = f"no connection ({_cause(error)})"
         raise Unreachable(f"{request.asked}: {why}", sent=False) from error

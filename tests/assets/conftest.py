@@ -12,7 +12,7 @@ import pytest
 
 from assets import promotion
 from assets.promotion import Promotion
-from assets.resources import Cluster, Context, Reports, begin
+from assets.resources import Admission, Cluster, Context, Reports, begin
 from catalog import ClusterSpec
 from catalog.load import catalog
 from k8s import manifests
@@ -52,11 +52,16 @@ class BareCluster(Cluster):
     """The lab's spec, in a namespace of the bare API server."""
 
     namespace: str
+    jobs_image: str = ""
 
-    def promotion(self, context: Context) -> Promotion:
+    def promotion(self, context: Context, admit: Admission | None = None) -> Promotion:
         if self._promotion is None:
-            bare = catalog().cluster("lab").model_copy(update={"namespace": self.namespace})
-            self._promotion = begin(context, bare, catalog().model(MODEL))
+            lab = catalog().cluster("lab")
+            images = lab.images.model_copy(
+                update={"jobs": self.jobs_image} if self.jobs_image else {}
+            )
+            bare = lab.model_copy(update={"namespace": self.namespace, "images": images})
+            self._promotion = begin(context, bare, catalog().model(MODEL), admit)
         self._promotion.log = context.log
         return self._promotion
 

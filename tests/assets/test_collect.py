@@ -15,6 +15,7 @@ from catalog import ClusterSpec, ModelSpec
 from k8s import collection, jobs, records
 from k8s.client import Client
 from k8s.errors import Unreachable
+from k8s.jobs import JobResult
 from k8s.lease import Lease
 from k8s.manifests import Release
 from k8s.manifests.jobs import COLLECT
@@ -252,6 +253,21 @@ def test_the_line_says_when_so_much_can_not_be_freed() -> None:
     assert summary(RESULT) == ("1 would be removed (5 MB), 1 kept, 1 not touched; 7.0 GB free")
     short = {**RESULT, "dry_run": False, "short_bytes": 2_500_000_000}
     assert summary(short).endswith("7.0 GB free, 2.5 GB less than asked: the rest is in use")
+
+
+@pytest.mark.parametrize(("short_bytes", "level"), [(0, "INFO"), (2_500_000_000, "WARNING")])
+def test_space_that_can_not_be_made_is_a_warning(
+    execute: Callable[..., dg.ExecuteInProcessResult],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    short_bytes: int,
+    level: str,
+) -> None:
+    ended = JobResult({**RESULT, "short_bytes": short_bytes}, (), "pod", "node", 1.0)
+    monkeypatch.setattr(module, "run", lambda *_: (ended, {}))
+    assert execute(dry_run=False).success
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "GB free" in line]
+    assert level in line
 
 
 def test_by_default_nothing_is_removed() -> None:

@@ -10,7 +10,7 @@ import pytest
 from assets.gpu_nodes import PODS_COME_AND_GO_S, gpu_nodes, outage_seconds, plan
 from assets.promotion import Promotion, Refused
 from assets.rebenchmark import spare_gpus
-from assets.resources import Context, Reports
+from assets.resources import Reports
 from catalog import ClusterSpec, ModelSpec
 from catalog.load import catalog
 from k8s import traffic
@@ -103,19 +103,11 @@ def test_one_gpu_does_to_measure_a_copy_of_what_has_two_replicas(
     lease.release()
 
 
-class ExampleCluster(BareCluster):
-    """Its Jobs' image is still the one of an example."""
-
-    def promotion(self, context: Context) -> Promotion:
-        promotion = super().promotion(context)
-        images = promotion.cluster.images.model_copy(update={"jobs": f"jobs@sha256:{64 * '0'}"})
-        promotion.cluster = promotion.cluster.model_copy(update={"images": images})
-        return promotion
-
-
-def test_a_placeholder_of_an_image_ends_the_promotion_at_its_first_stage(
-    client: Client, cluster: ClusterSpec, tmp_path: Path
+def test_a_placeholder_of_an_image_ends_the_promotion_before_the_cluster_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    example = BareCluster(name="lab", namespace="x", jobs_image=f"jobs@sha256:{64 * '0'}")
     with dg.DagsterInstance.ephemeral() as instance:
         ran = dg.materialize(
             [gpu_nodes],
@@ -124,7 +116,7 @@ def test_a_placeholder_of_an_image_ends_the_promotion_at_its_first_stage(
             tags={"dagster/partition": MODEL},
             raise_on_error=False,
             resources={
-                "cluster": ExampleCluster(name="lab", namespace=cluster.namespace),
+                "cluster": example,
                 "reports": Reports(folder=str(tmp_path)),
             },
         )

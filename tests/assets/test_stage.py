@@ -261,6 +261,41 @@ def test_an_outage_is_not_left_after_one_try(bare: Bare, monkeypatch: pytest.Mon
     assert ran.stages[-1]["outcome"] == "refused"
 
 
+def test_an_outage_is_fought_for_only_once(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promotions, "BRING_BACK_S", 1.0)
+    monkeypatch.setattr(promotions, "BRING_BACK_PAUSE_S", 0.1)
+    calls = fails_at_first(monkeypatch, Unreachable("API server away"), times=999)
+    before_the_end: list[int] = []
+    really = Promotion.end
+
+    def end(promotion: Promotion) -> None:
+        before_the_end.append(len(calls))
+        really(promotion)
+
+    monkeypatch.setattr(Promotion, "end", end)
+
+    def made_room(promotion: Promotion) -> None:
+        promotion.outage = True
+        candidate(promotion)
+        raise Refused("too slow")
+
+    ran = bare(job(made_room))
+    assert before_the_end == [len(calls) - 1]
+    assert ran.holder == ""
+
+
+def test_what_could_not_be_cleared_up_is_said_with_what_comes_next(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fails_at_first(monkeypatch, Unreachable("API server away"), times=9)
+    bare(job(candidate, refuse))
+    said = [line for line in capfd.readouterr().err.splitlines() if "Not everything" in line]
+    assert [line.rpartition("API server away ")[2] for line in said] == [
+        "It is tried once more when the run ends.",
+        f"The next promotion of {MODEL} does it.",
+    ]
+
+
 def test_an_interrupt_claims_nothing_that_was_not_done(
     bare: Bare, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import http.server
+import re
 import threading
 import time
 from pathlib import Path
@@ -460,6 +461,75 @@ def test_a_load_balancer_may_speak_for_a_server_that_was_there(
     with pytest.raises(Unreachable, match="HTTP status 503: <html>no backend</html>") as error:
         faulty.within(1.0).list("ConfigMap")
     assert "no Kubernetes API server" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_without_a_server_behind_it_is_called_so(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "k"))
+    monkeypatch.setattr("k8s.transport.FIRST_RETRY_S", 0.5)
+    with answering(tmp_path / "k", status, b"no upstream") as address:
+        told = f"{address} is a proxy or load balancer, with no API server behind it .*{status}: no"
+        with pytest.raises(Unreachable, match=told) as error:
+            Client(Transport(None), "default").list("ConfigMap")
+    assert "no Kubernetes API server" not in str(error.value)
+
+
+def test_https_to_a_server_of_http_is_said_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "k"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setattr("k8s.transport.FIRST_RETRY_S", 0.5)
+    with answering(path, 200, b"{}"):
+        path.write_text(path.read_text().replace("http://", "https://"))
+        with pytest.raises(Unreachable, match="the server speaks http at this port, not https"):
+            Client(Transport(None), "default").list("ConfigMap")
+
+
+# An outage
+
+
+def test_an_outage_is_said_once_and_waited_for_once(
+    faulty: Client,
+    faults: FaultyApi,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("k8s.transport.RETRY_S", 4.0)
+    monkeypatch.setattr("k8s.transport.FIRST_RETRY_S", 0.5)
+    monkeypatch.setattr("k8s.transport.SILENT_S", 0.5)
+    patient = faulty.within(4.0)
+    patient.list("ConfigMap")
+    away = Fault("GET", times=1000, status=503, retry_after_s=1)
+    faults.add(away)
+    with pytest.raises(Unreachable, match="tried for"):
+        patient.list("ConfigMap")
+    with pytest.raises(Unreachable, match="tried once"):
+        patient.list("ConfigMap")
+    [said] = caplog.messages
+    assert said.startswith(f"the API server at {faults.address} doesn't answer: list ConfigMap")
+    assert re.search(r"HTTP status 503: .*; trying for [34] s more$", said)
+    away.times = 0
+    patient.list("ConfigMap")
+    faults.add(Fault("GET", times=1, status=503, retry_after_s=1))
+    patient.list("ConfigMap")  # it was there again, so it is waited for again
+    assert len(caplog.messages) == 2
+
+
+def test_an_answer_that_does_not_come_is_said(
+    faulty: Client,
+    faults: FaultyApi,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("k8s.transport.SILENT_S", 0.3)
+    faults.add(Fault("GET", delay_s=2))
+    faulty.list("ConfigMap")
+    [said] = caplog.messages
+    assert "doesn't answer: list ConfigMap" in said
+    assert "no whole answer yet; trying for" in said
 
 
 # Watches

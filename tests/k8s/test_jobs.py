@@ -217,6 +217,27 @@ def test_pod_without_a_node(
         run(client, job(name), deadline_s=0.6)
 
 
+def test_that_no_node_takes_the_pod_is_said_once_while_one_may_come(
+    client: Client, server: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k8s.jobs._SAID_AFTER_S", 0.2)
+    monkeypatch.setattr("k8s.jobs._NO_NODE_S", 3.0)
+
+    def script() -> None:
+        while not (pods := client.list("Pod", labels={"t": name})):
+            time.sleep(0.1)
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        conditions = [{**condition, "message": "0/2 nodes are available: 2 Insufficient cpu."}]
+        patch_status(client, pods[0]["metadata"]["name"], {"conditions": conditions})
+
+    threading.Thread(target=script, daemon=True).start()
+    events: list[Obj] = []
+    with pytest.raises(JobFailed, match="no node takes its Pod"):
+        run_job(client, job(name), deadline_s=30, on_event=events.append)
+    [warned] = [event["message"] for event in events if event["event"] == "warning"]
+    assert "Unschedulable: 0/2 nodes are available: 2 Insufficient cpu. Waits for" in warned
+
+
 def test_quota(client: Client, server: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("k8s.jobs._NO_POD_S", 0.3)
     client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})

@@ -66,8 +66,17 @@ def test_no_kubeconfig_at_all(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_unknown_context_lists_those_there_are(file: Path) -> None:
     file.write_text(yaml.safe_dump(config()))
-    with pytest.raises(ConfigError, match=r"no context 'staging' \(it has: lab, prod\)"):
+    with pytest.raises(
+        ConfigError, match=r"no context 'staging' \(it has: lab, prod\)\. Correct `context` in"
+    ):
         load_account("staging")
+
+
+def test_unknown_current_context_is_the_kubeconfigs_own(file: Path) -> None:
+    file.write_text(yaml.safe_dump(config(**{"current-context": "staging"})))
+    with pytest.raises(ConfigError, match="That is its current-context: choose another") as error:
+        load_account(None)
+    assert "Correct `context`" not in str(error.value)
 
 
 def test_no_current_context(file: Path) -> None:
@@ -245,14 +254,17 @@ def logging_in_with(script: str) -> dict[str, Any]:
 
 
 def test_login_program_that_hangs_is_not_waited_for(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("k8s.kubeconfig.SILENT_S", 0.1)
     monkeypatch.setattr("k8s.kubeconfig.LOGIN_S", 0.3)
     file.write_text(yaml.safe_dump(logging_in_with("exec sleep 20")))
     with pytest.raises(
         ConfigError, match=r"'lab' of .*hasn't ended after 0.3 s.*by hand: sh -c 'exec sleep 20'"
     ):
         load_account(None)
+    [said] = caplog.messages
+    assert "waits for its login program, 0 s more: sh -c 'exec sleep 20'" in said
 
 
 def test_login_program_that_hangs_when_the_token_is_renewed(
@@ -267,6 +279,7 @@ def test_login_program_that_hangs_when_the_token_is_renewed(
     script = f"[ ! -e {again} ] || exec sleep 20; touch {again}; echo '{json.dumps(credential)}'"
     file.write_text(yaml.safe_dump(logging_in_with(script)))
     account = load_account(None)
+    monkeypatch.setattr("k8s.kubeconfig.SILENT_S", 0.1)
     monkeypatch.setattr("k8s.kubeconfig.LOGIN_S", 0.3)
     with pytest.raises(ConfigError, match=r"login program hasn't ended after 0.3 s"):
         account.authorization()
