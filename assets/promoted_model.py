@@ -46,32 +46,14 @@ def promoted_model(
     """
     with stage(context, cluster, reports) as promotion:
         release = vllm_deployment.release(promotion)
-        rollout = vllm_deployment.rollout
-        record = PromotionRecord(
-            promotion=promotion.id,
-            cluster=promotion.cluster.name,
-            slot=release.slot,
-            at=now(),
-            revision=model_revision.asked,
-            commit=model_weights.commit,
-            manifest_digest=model_weights.manifest_digest,
-            weights_bytes=model_weights.bytes,
-            adapters=model_weights.adapters,
-            spec=promotion.model,
-            image_digest=rollout.image_digest,
-            template_hash=rollout.template_hash,
-            startup_seconds=vllm_deployment.startup_seconds,
-            seconds_to_ready=rollout.seconds_to_ready,
-            node=rollout.node,
-            gpus=[asdict(gpu) for gpu in gpu_smoke_test.gpus],
-            smoke=gpu_smoke_test.summary(),
-            benchmark=in_record(ttft_benchmark.result),
-            thresholds=keda_thresholds.thresholds,
-            trigger=f"{keda_thresholds.proof.query} = {keda_thresholds.proof.value:g}",
-            strategy=vllm_deployment.strategy,
-            simulated=list(promotion.cluster.simulated),
-            versions=ttft_benchmark.result.versions
-            | {"vllm": str(ttft_benchmark.result.server.get("version"))},
+        record = record_of(
+            promotion,
+            model_revision,
+            model_weights,
+            vllm_deployment,
+            gpu_smoke_test,
+            ttft_benchmark.result,
+            keda_thresholds,
         )
         go_live(promotion, release, record, keda_thresholds.thresholds, GATES)
         folder = Path(ttft_benchmark.folder)
@@ -88,6 +70,44 @@ def promoted_model(
                 "record": dg.MetadataValue.json(record.model_dump(mode="json")),
             },
         )
+
+
+def record_of(
+    promotion: Promotion,
+    revision: Revision,
+    weights: Weights,
+    candidate: Candidate,
+    smoke: SmokeReport,
+    result: Result,
+    scaling: Scaling,
+) -> PromotionRecord:
+    """What was promoted and the evidence for it, from what the stages gave."""
+    rollout = candidate.rollout
+    return PromotionRecord(
+        promotion=promotion.id,
+        cluster=promotion.cluster.name,
+        slot=candidate.release(promotion).slot,
+        at=now(),
+        revision=revision.asked,
+        commit=weights.commit,
+        manifest_digest=weights.manifest_digest,
+        weights_bytes=weights.bytes,
+        adapters=weights.adapters,
+        spec=promotion.model,
+        image_digest=rollout.image_digest,
+        template_hash=rollout.template_hash,
+        startup_seconds=candidate.startup_seconds,
+        seconds_to_ready=rollout.seconds_to_ready,
+        node=rollout.node,
+        gpus=[asdict(gpu) for gpu in smoke.gpus],
+        smoke=smoke.summary(),
+        benchmark=in_record(result),
+        thresholds=scaling.thresholds,
+        trigger=f"{scaling.proof.query} = {scaling.proof.value:g}",
+        strategy=candidate.strategy,
+        simulated=list(promotion.cluster.simulated),
+        versions=result.versions | {"vllm": str(result.server.get("version"))},
+    )
 
 
 def now() -> str:

@@ -2,10 +2,11 @@
 
 import dagster as dg
 
+from assets.measured import milliseconds, refusal, shown, verdict
 from assets.promotion import Promotion, Refused
 from assets.resources import Cluster, Reports
 from assets.stage import NO_CONFIG, stage
-from assets.ttft_benchmark import measure, milliseconds, refusal, shown, verdict
+from assets.ttft_benchmark import measure
 from assets.unfinished import live_promotion
 from catalog import ModelSpec
 from k8s import records, rollout, traffic

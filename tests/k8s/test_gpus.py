@@ -65,10 +65,13 @@ def label() -> dict[str, str]:
 @pytest.fixture
 def cluster(client: Client, node: SimulatedNode) -> ClusterSpec:
     """A pool whose only node is the simulated one, and nobody waits for a GPU."""
-    for deployment in client.list("Deployment"):  # of other tests
-        client.scale("Deployment", deployment["metadata"]["name"], 0)
+    # Of other tests too, some of which have a namespace of their own.
+    spaces = [Client(client.transport, s["metadata"]["name"]) for s in client.list("Namespace")]
+    for space in spaces:
+        for deployment in space.list("Deployment"):
+            space.scale("Deployment", deployment["metadata"]["name"], 0)
     deadline = time.monotonic() + 30
-    while waiting := _waiting(client):
+    while waiting := [name for space in spaces for name in _waiting(space)]:
         assert time.monotonic() < deadline, waiting
         time.sleep(0.1)
     spec = catalog().cluster("lab")
