@@ -1,7 +1,7 @@
 """The load by flags of Locust's command line: which there are, and the profile that they make."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,17 +214,17 @@ def _mistakes(error: ValidationError) -> list[str]:
             field, _, last = field.rpartition(".")
             rest = rest if last.isdecimal() else f"{last}.{rest}".rstrip(".")
         where = ": ".join(part for part in (_NAMES.get(field, "flags"), rest) if part)
-        found.append(f"{where}: {_as_flags(message, _NAMES)}")
+        found.append(f"{where}: {_as_flags(message)}")
     return found
 
 
-def _as_flags(message: str, names: Mapping[str, str]) -> str:
+def _as_flags(message: str) -> str:
     """`rate_range` is --rate-range there, and `mode: search` is --mode search. A plain word that
     is a field's name too (trace, rates) may be just a word, unless it is marked."""
-    for field in sorted(names, key=len, reverse=True):
+    for field in sorted(_NAMES, key=len, reverse=True):
         name, plain = re.escape(field), field.isalpha()
-        message = re.sub(rf"(?<![\w.-]){name}: (?=[a-z]+\b)", f"{names[field]} ", message)
-        message = message.replace(f"`{field}`", names[field])
+        message = re.sub(rf"(?<![\w.-]){name}: (?=[a-z]+\b)", f"{_NAMES[field]} ", message)
+        message = message.replace(f"`{field}`", _NAMES[field])
         if not plain:
-            message = re.sub(rf"(?<![\w.-]){name}(?![\w.])", names[field], message)
+            message = re.sub(rf"(?<![\w.-]){name}(?![\w.])", _NAMES[field], message)
     return message

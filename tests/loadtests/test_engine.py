@@ -1,45 +1,27 @@
 """What a server says that is no engine, and what a metric is."""
 
 import json
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from loadtests.engine import Engine, EngineFacts, LoadTestError, parse_metrics
 from tests.loadtests.servers import run_program
 from tests.loadtests.test_program import benchmark, write_profile
+from tests.web import Answer, serving
 
 ENTRY = {"id": "m", "root": "/models/m", "max_model_len": 4096}
 
 
-@contextmanager
-def serving(pages: Mapping[str, bytes]) -> Iterator[str]:
-    """A web server with these pages; its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path in pages else 404)
-            self.end_headers()
-            self.wfile.write(pages.get(self.path, b""))
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
+def pages(of: Mapping[str, bytes]) -> AbstractContextManager[str]:
+    """A web server with these; its address."""
+    return serving(lambda path: Answer(of[path]) if path in of else Answer(b"", 404))
 
 
 def facts(models: bytes, version: bytes = b'{"version": "1"}', model: str = "m") -> EngineFacts:
-    with serving({"/v1/models": models, "/version": version}) as url:
+    with pages({"/v1/models": models, "/version": version}) as url:
         return Engine(url, 10).facts(model)
 
 
@@ -86,7 +68,7 @@ def test_other_servers_need_not_say_how_long_a_prompt_may_be() -> None:
 
 
 def test_the_programs_say_it_without_a_trace(tmp_path: Path) -> None:
-    with serving({"/v1/models": b"{}"}) as url:
+    with pages({"/v1/models": b"{}"}) as url:
         status, events, _ = benchmark(write_profile(tmp_path, url))
         ran = run_program("-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "-H", url)
     assert (status, events[-1]["error"]) == (3, "NotAnEngine")

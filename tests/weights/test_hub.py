@@ -1,15 +1,12 @@
 """What answers at HF_ENDPOINT and is no hub."""
 
 import io
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.web import Answer, serving
 from tests.weights.conftest import QUICK, REPO, World
 from tests.weights.test_main import finish
 from tests.weights.test_resolve import commit_of
@@ -31,27 +28,9 @@ NO_FILES = (
 )
 
 
-@contextmanager
-def answering(body: bytes, status: int = 200, location: str = "") -> Iterator[str]:
+def answering(body: bytes, status: int = 200, location: str = "") -> AbstractContextManager[str]:
     """A web server that answers everything so; its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            if location:
-                self.send_header("Location", location)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
+    return serving(lambda _: Answer(body, status, location))
 
 
 def check(refused: pytest.ExceptionInfo[NotAHub], url: str, revision: str) -> None:
