@@ -364,3 +364,12 @@ def test_a_run_without_any_step_is_invalid() -> None:
     verdict, why = overall([], make_profile(), "")
     assert verdict == "invalid"
     assert "budget_seconds is too little" in why
+
+
+def test_the_gaps_that_the_slo_limits_are_each_requests_own() -> None:
+    """A tenth of the requests is slow, so the 95th percentile is; of two in a hundred it is not."""
+    rows = [make_row(at * 250, gap_ms=420 if at % 10 == 0 else 20) for at in range(100)]
+    step = judge([make_window(4, rows)], make_profile(), ())
+    assert step.own_itl_p95_ms == pytest.approx(420)
+    rows = [make_row(at * 250, gap_ms=420 if at % 50 == 0 else 20) for at in range(100)]
+    assert judge([make_window(4, rows)], make_profile(), ()).own_itl_p95_ms == pytest.approx(20)
